@@ -3,6 +3,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 EXTRAS ?= dev
+# The tests start many processes. Each compiles the package again unless the bytecode is kept.
+export PYTHONDONTWRITEBYTECODE :=
 # Bytecode is compiled at set-up: torch and diffusers take half a minute to import without it.
 STAMP := $(VENV)/.set-up-$(EXTRAS)
 

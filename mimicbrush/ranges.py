@@ -1,8 +1,8 @@
-"""What the values of options may be: said once, where an option is defined, and checked before anything is built.
+"""Ranges of options: declared once, where an option is defined, and checked before anything is built.
 
-A field of an options dataclass is declared with `number`, `numbers` or `word`, and `check_options` checks all fields of
-an object. A `CommandParser` reads a command line; its numbers take ``type=NumberRange(...).read``. A keyword argument
-takes ``NumberRange(...).check(name, value)``.
+Declare a field of an options dataclass with `number`, `numbers` or `word`; `check_options` then checks all fields of an
+object. A number on the command line of a `CommandParser` takes ``type=NumberRange(...).read``. Check a keyword argument
+with ``NumberRange(...).check(name, value)``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class NumberRange:
-    """Range of a number. What is not finite, a truth value, text and a list are in no range.
+    """Range of a number. Infinity, NaN, truth values, text and lists are in no range.
 
     Attributes:
-        at_least, above, at_most, below: its limits; None: there is none on this side.
+        at_least, above, at_most, below: limits of the range; None: no limit.
         whole: whole numbers only.
-        null: what null means, where it is allowed.
-        note: what else a message about it says.
+        null: what null means; "" if null is not allowed.
+        note: added to a description of the range.
     """
 
     at_least: float | None = None
@@ -44,30 +44,28 @@ class NumberRange:
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         if self.at_least is not None and self.at_most is not None:
-            limits = [f" in {self.at_least:.15g}..{self.at_most:.15g}"]
+            limits = [f" from {self.at_least:.15g} to {self.at_most:.15g}"]
         else:
-            limits = [
-                text.format(f"{limit:.15g}")
-                for text, limit in (
-                    (", {} or more", self.at_least),
-                    (" above {}", self.above),
-                    (" and at most {}", self.at_most),
-                    (" and below {}", self.below),
-                )
-                if limit is not None
-            ]
+            named = (
+                ("of at least", self.at_least),
+                ("above", self.above),
+                ("of at most", self.at_most),
+                ("below", self.below),
+            )
+            both = " and".join(f" {name} {limit:.15g}" for name, limit in named if limit is not None)
+            limits = [both.replace(" and of ", " and ")]
         null = f", or null ({self.null})" if self.null else ""
-        return kind + "".join(limits) + null + (f" ({self.note})" if self.note else "")
+        return kind + "".join(limits) + (f" ({self.note})" if self.note else "") + null
 
     def find_fault(self, value: object) -> str | None:
-        """Say what a value must be; None where it is in the range."""
+        """Say what was expected instead of a value; None if the value is in the range."""
         if value is None and self.null:
             return None
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            return f"must be {self}"
+            return f"expected {self}"
         assert isinstance(value, int | float)
         if not -_LARGEST <= value <= _LARGEST and (self.whole or isinstance(value, int)):
-            return f"must be {self}, and smaller than 2**63"
+            return f"expected {self}" + (" and below 2**63" if self.at_most is None else "")
         is_inside = (
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
@@ -75,13 +73,13 @@ class NumberRange:
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
-        return None if is_inside else f"must be {self}"
+        return None if is_inside else f"expected {self}"
 
     def check(self, name: str, value: object) -> None:
         """Check a value.
 
         Raises:
-            InputError: it is not in the range; says the name, the value and the range.
+            InputError: the value is outside the range; the message has the name, the value and the range.
         """
         if fault := self.find_fault(value):
             raise InputError(f"{name}={_show(value)}: {fault}")
@@ -90,7 +88,7 @@ class NumberRange:
         """Read the value of an option of argparse, as its ``type``.
 
         Raises:
-            ArgumentTypeError: it is not in the range; argparse says the name of the option.
+            ArgumentTypeError: the value is outside the range; argparse adds the name of the option.
         """
         try:
             value: int | float | str = int(text) if self.whole else float(text)
@@ -107,9 +105,9 @@ class NumberList:
     """Range of a list of numbers.
 
     Attributes:
-        each: the range of each.
-        lengths: the fewest and the most numbers.
-        ascending: no number is below the one before it.
+        each: range of each number.
+        lengths: smallest and largest length of the list.
+        ascending: no number may be smaller than the one before it.
     """
 
     each: NumberRange
@@ -119,66 +117,66 @@ class NumberList:
     def __str__(self) -> str:
         fewest, most = self.lengths
         count = "two values" if (fewest, most) == (2, 2) else f"{fewest} to {most} values"
-        return f"a list of {count}, each {self.each}" + (", the smaller first" if self.ascending else "")
+        return f"a list of {count}, each {self.each}" + (", in ascending order" if self.ascending else "")
 
     def find_fault(self, value: object) -> str | None:
-        """Say what a value must be; None where it is in the range."""
+        """Say what was expected instead of a value; None if the value is in the range."""
         is_inside = (
             isinstance(value, list | tuple)
             and self.lengths[0] <= len(value) <= self.lengths[1]
             and not any(self.each.find_fault(item) for item in value)
             and (not self.ascending or sorted(value) == list(value))
         )
-        return None if is_inside else f"must be {self}"
+        return None if is_inside else f"expected {self}"
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Words, or numbers, of which an option takes one.
+    """Choices of an option: words or numbers.
 
     Attributes:
-        allowed: all of them, in order. A dictionary counts as its keys, also those that come later.
-        many: it takes a list of them, at least one.
+        allowed: all choices, in order. Of a dictionary, the keys count, also those that are added later.
+        many: the option takes a list of at least one of them.
     """
 
     allowed: Collection[Any]
     many: bool = False
 
     def find_fault(self, value: object) -> str | None:
-        """Say what a value must be, and which choice may have been meant; None where it is one."""
+        """Say what was expected instead of a value, and which choice is nearest; None if the value is a choice."""
         names = ", ".join(map(_show, self.allowed))
         if self.many and not isinstance(value, list | tuple):
-            return f"must be a list of {names}, such as [{next(iter(self.allowed))}]"
+            return f"expected a list of one or more of {names}, such as [{next(iter(self.allowed))}]"
         items = value if self.many and isinstance(value, list | tuple) else [value]
         # True equals 1, and 1.0 does.
         unknown = [item for item in items if (type(item), item) not in [(type(each), each) for each in self.allowed]]
         if items and not unknown:
             return None
         meant = suggest(str(unknown[0]), map(str, self.allowed)) if unknown else ""
-        return f"must be {'a list of some of' if self.many else 'one of'} {names}{meant}"
+        return f"expected {'a list of one or more of' if self.many else 'one of'} {names}{meant}"
 
     def read(self, text: str) -> str:
-        """Read the value of an option of argparse, as its ``type``, and name the nearest choice of a misspelt one.
+        """Read the value of an option of argparse, as its ``type``. An error names the nearest choice.
 
         Raises:
-            ArgumentTypeError: it is none of the words.
+            ArgumentTypeError: the value is not one of the choices.
         """
-        if fault := self.find_fault(text):
-            raise argparse.ArgumentTypeError(f"{fault}, got {text!r}")
+        if self.find_fault(text):
+            raise argparse.ArgumentTypeError(_describe_choice(text, self.allowed))
         return text
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command line whose errors are one plain message, with the nearest option of a misspelt one.
+    """Parser of a command line. An error is one plain message, which names the nearest option or choice.
 
-    Options cannot be abbreviated: one that is added later would change what an older command means.
+    Options cannot be abbreviated: a new option would change what an older command means.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Look for misspelt options first: argparse would complain of whatever it misses before it names them."""
+        """Look for misspelt options first: argparse would report missing arguments before them."""
         given = sys.argv[1:] if args is None else list(args)
         known = self._option_string_actions
         if self._subparsers is None:  # otherwise the parser of the sub-command looks at them
@@ -193,20 +191,18 @@ class CommandParser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError:
-            choices = list(map(str, action.choices or ()))
-            what = f"must be one of {', '.join(choices)}{suggest(str(value), choices)}, got {str(value)!r}"
-            raise argparse.ArgumentError(action, what) from None
+            raise argparse.ArgumentError(action, _describe_choice(str(value), action.choices or ())) from None
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and how to see all options; exit status 2."""
-        self.exit(2, f"error: {message}\n{self.prog} --help explains all options\n")
+        """Print the error and how to see all options, and exit with status 2."""
+        self.exit(2, f"error: {message}\n`{self.prog} --help` explains all options.\n")
 
 
 #: Ranges that several commands share.
 MAX_REFERENCES = 4
 REFERENCES_RANGE = NumberRange(at_least=1, at_most=MAX_REFERENCES, whole=True)
 SEED_RANGE = NumberRange(at_least=0, whole=True)
-#: No noise schedule of this method has more steps than it was trained with.
+#: The noise schedules of this method are trained with 1000 steps; a sampler cannot take more.
 STEPS_RANGE = NumberRange(at_least=1, at_most=1000, whole=True)
 GUIDANCE_RANGE = NumberRange(at_least=0, at_most=100, note="1 or less turns guidance off")
 BATCH_RANGE = NumberRange(at_least=1, at_most=2**20, whole=True)
@@ -220,9 +216,9 @@ def number(default: Any, values: NumberRange | None = None, *, null: str = "", *
     """Declare a number as a field of an options dataclass.
 
     Args:
-        default: of the field; a whole number makes the range one of whole numbers.
-        values: its range, where that is shared; otherwise `limits` are those of `NumberRange`.
-        null: what None means, where it is allowed.
+        default: default of the field. If it is an int, only whole numbers are allowed.
+        values: a range that several options share; otherwise, give the `limits` of `NumberRange`.
+        null: what None means; "" if None is not allowed.
     """
     if values is None:
         values = NumberRange(**{"whole": isinstance(default, int), **limits})
@@ -243,7 +239,7 @@ def word(default: Any, allowed: Collection[Any], *, many: bool = False) -> Any:
 
 
 def values_of(option: Field[Any]) -> NumberRange | NumberList | Choices | None:
-    """Return what the values of a field may be; None where nothing was declared."""
+    """Return the declared range or choices of a field; None if nothing was declared."""
     values: NumberRange | NumberList | Choices | None = option.metadata.get(_VALUES)
     return values
 
@@ -256,19 +252,19 @@ def range_of(options: type[Any], name: str) -> NumberRange:
 
 
 def one_of(*allowed: str) -> dict[str, Any]:
-    """Return the arguments that make an option of argparse take one of several words, and name the nearest."""
+    """Return arguments of ``add_argument`` for an option that takes one of several words."""
     return {"choices": allowed, "type": Choices(allowed).read}
 
 
 def check_options(options: Any, prefix: str = "") -> None:
-    """Check all fields of an options dataclass that were declared here, and truth values.
+    """Check all fields of an options dataclass that have a range or choices, and truth values.
 
     Args:
         options: the object.
-        prefix: what a command line writes before the name of a field, such as "train.".
+        prefix: prefix of the field names on the command line, such as "train.".
 
     Raises:
-        InputError: names the first option that is wrong, its value and what it may be.
+        InputError: an option is wrong; the message has the name, the value and what was expected.
     """
     for each in fields(options):
         value, values = getattr(options, each.name), values_of(each)
@@ -280,27 +276,33 @@ def check_options(options: Any, prefix: str = "") -> None:
 
 
 def check_order(options: Any, prefix: str, *pairs: tuple[str, str]) -> None:
-    """Check that the first option of each pair is not above the second.
+    """Check that the first option of each pair is not larger than the second.
 
     Raises:
-        InputError: names both options and their values.
+        InputError: it is; the message has both names and values.
     """
     for low, high in pairs:
         if getattr(options, low) > getattr(options, high):
             raise InputError(
-                f"{prefix}{low}={getattr(options, low)} is above {prefix}{high}={getattr(options, high)}; "
-                "the first must not be above the second"
+                f"{prefix}{low}={getattr(options, low)} is larger than {prefix}{high}={getattr(options, high)}; "
+                f"{low} must be at most {high}"
             )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Write "; did you mean X?" for the nearest of known names; "" where none is near."""
+    """Return ". Did you mean 'X'?" for the nearest of the known names; "" if none is near."""
     close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _describe_choice(given: str, allowed: Iterable[Any]) -> str:
+    """Describe a choice that does not exist, in the words of argparse."""
+    names = list(map(str, allowed))
+    return f"invalid choice {given!r} (choose from {', '.join(names)}){suggest(given, names)}"
 
 
 def _show(value: object) -> str:
-    """Write a value as a command line has it."""
+    """Write a value as on a command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

@@ -1,10 +1,12 @@
-"""What each choice between paper and released code changes in an edit, on the weights of a pipeline.
+"""Measure how much each choice between paper and released code changes an edit.
 
 python scripts/compare_choices.py REF SRC MASK --model DIR
 
-Prints a Markdown table, a row for each choice. It compares two edits with the same seed: one with the pipeline's own
-choices, and one in which this choice is changed. The difference is the mean under the mask, in levels of 255. Choices
-that need other weights (docs/paper_vs_code.md says which) are not in the table.
+Prints a Markdown table with one row for each choice. Each row compares two edits
+with the same seed: one with the settings of the pipeline, and one in which only
+this choice is changed. The difference is the mean under the mask, in levels of
+255. Choices that need other weights are not in the table
+(docs/paper_vs_code.md lists them).
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ def main() -> None:
     for name in ("reference", "source", "mask"):
         parser.add_argument(name, type=Path)
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="pipeline folder, as for scripts/infer.py"
+        "--model", type=Path, required=True, metavar="DIR", help="pipeline folder, as for `mimicbrush edit`"
     )
     parser.add_argument("--seed", type=SEED_RANGE.read, default=1)
-    parser.add_argument("--steps", type=STEPS_RANGE.read, help="default: the pipeline's")
+    parser.add_argument("--steps", type=STEPS_RANGE.read, help="denoising steps (default: as stored with the pipeline)")
     arguments = parser.parse_args()
 
     import numpy as np
@@ -67,7 +69,7 @@ def main() -> None:
         return np.asarray(result.images[0], float)[hole]
 
     usual = {keep_shape: edited(keep_shape) for keep_shape in (False, True)}
-    print("| option | as the weights want it | the other way | mean difference in the hole, levels of 255 |")
+    print("| option | setting of the weights | other setting | mean difference in the hole, levels of 255 |")
     print("|---|---|---|---|")
     for name, values in CHOICES.items():
         own = pipe.config[name]

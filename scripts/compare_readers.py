@@ -2,8 +2,8 @@
 
 python scripts/compare_readers.py VIDEOS
 
-Makes short undamaged clips of those in the folder, damages each in fifteen ways (seeded), and lets every reader
-read every file in a worker process with a time and a memory limit. Each reading ends as one of
+Makes short undamaged clips from the videos in the folder, damages each in fifteen ways (with a fixed seed), and lets
+every reader read every file in a worker process with a time limit and a memory limit. Each reading ends as one of
 
   refused   the reader reported an error or gave no frame
     right     every frame has the right number, and at least 30 dB against the undamaged clip
@@ -36,19 +36,29 @@ OUTCOMES = ("refused", "right", "visible", "wrong", "hung", "crashed", "memory")
 
 def main() -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="clips, undamaged")
-    parser.add_argument("--reader", default="pyav", help="ours: pyav, decord or torchcodec behind the scan of pyav")
-    flips_help = "files per clip with 1, 4, 16 flipped bits"
+    parser.add_argument("folder", type=Path, help="folder of undamaged videos")
+    parser.add_argument(
+        "--reader", default="pyav", help="our reader to compare: pyav, decord or torchcodec (default: pyav)"
+    )
+    flips_help = "files per clip with 1, 4 and 16 flipped bits"
     parser.add_argument("--flips", type=FLIPS.read, default=4, metavar="N", help=flips_help)
     parser.add_argument("--seed", type=SEED_RANGE.read, default=0)
     parser.add_argument("--workers", type=WORKERS_RANGE.read, default=1)
-    parser.add_argument("--timeout", type=TIMEOUT_S.read, default=60.0, metavar="S", help="for one file")
-    parser.add_argument("--memory", type=MEMORY_GIB.read, default=6.0, metavar="GIB", help="address space of a worker")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every reading there")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the clips there")
+    parser.add_argument(
+        "--timeout",
+        type=TIMEOUT_S.read,
+        default=60.0,
+        metavar="S",
+        help="time limit for one file, in seconds (default: 60)",
+    )
+    parser.add_argument(
+        "--memory", type=MEMORY_GIB.read, default=6.0, metavar="GIB", help="memory limit of a worker (default: 6)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all readings to this file")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the clips in this folder")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
-        raise InputError(f"{arguments.folder} is no folder; name one with video files")
+        raise InputError(f"{arguments.folder} is not a folder; give a folder of videos")
     if arguments.json:
         check_output_file(arguments.json, "--json")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# One command for a GPU machine: are the numbers right, how fast is it, and where does the time go? Six minutes.
+# Check and measure the project on a GPU machine: are the numbers right, and where does the time go? Takes six minutes.
 #
 #   bash scripts/gpu_check.sh OUT [PIECE ...]     all pieces, or: parity train_step edit breakdown klein
 #   bash scripts/gpu_check.sh OUT train_step:compile --limit 540     some variants, and the peer
 #   DEVICE=cpu bash scripts/gpu_check.sh OUT      everything on a CPU, at toy size
-#   bash scripts/gpu_check.sh --wheels            how to collect the packages, where the machine has no network
-#   WHEELS=FOLDER bash scripts/gpu_check.sh OUT   with the packages in that folder, installed for this run alone
+#   bash scripts/gpu_check.sh --wheels            how to collect packages for a machine without a network
+#   WHEELS=FOLDER bash scripts/gpu_check.sh OUT   install the packages in that folder, for this run only
 #
-# The results are in OUT/gpu_check.json, also after an interruption. The printed text is in OUT/gpu_check.log.
-# $PYTHON is the interpreter (default: python3). It needs torch and transformers. $COMMIT is the commit, if there is no git.
+# The results are in OUT/gpu_check.json, also if it is interrupted. The printed text is in OUT/gpu_check.log.
+# $PYTHON is the interpreter (default: python3), which needs torch and transformers. $COMMIT is the commit, if there is no
+# git.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

@@ -1,7 +1,7 @@
-"""Write docs/options.md: every option of mimicbrush train, mine and evaluate, from the dataclasses that declare them.
+"""Write docs/options.md, with all options of mimicbrush train, mine and evaluate.
 
-python scripts/options_page.py           write the page; do so after a change of an option
-python scripts/options_page.py --check   write nothing; exit status 1 if the page is not up to date
+python scripts/options_page.py           write the page, after a change of options
+python scripts/options_page.py --check   exit status 1 if the page is not up to date
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -19,52 +19,69 @@ from typing import Any, get_args, get_type_hints
 from mimicbrush.assembly.command_line import list_subclasses
 from mimicbrush.data.options import DataOptions
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
-from mimicbrush.ranges import Choices, CommandParser, NumberList, NumberRange, values_of
+from mimicbrush.ranges import (
+    GUIDANCE_RANGE,
+    SEED_RANGE,
+    STEPS_RANGE,
+    Choices,
+    CommandParser,
+    NumberList,
+    NumberRange,
+    values_of,
+)
 
 #: Dataclasses whose meanings others refer to.
 _REFERRED_TO = {each.__name__: each for each in (DataOptions, EvaluationOptions)}
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 HEAD = """# Options
 
-Every option of `mimicbrush train`, `mine` and `evaluate`, in the order of the dataclasses that
-declare them. `python scripts/options_page.py` makes this page. A test compares it with the code.
-The other commands explain their options with `--help`.
+All options of `mimicbrush train`, `mine` and `evaluate`, in the order of the dataclasses that
+declare them. The other commands explain their options with `--help`.
+`python scripts/options_page.py` makes this page from the code, and a test compares both.
 
-An option is written `NAME=VALUE`, as in `train.max_steps=500`. A value outside its range is an
-error before anything starts, and the message names the range. A misspelt name is an error, too, and
-the message names the nearest.
+Write an option as `NAME=VALUE`, for example `train.max_steps=500`. If a value is outside its range,
+the command stops before it starts any work, and the message says what was expected. If a name is
+misspelt, the message suggests the nearest one.
 """
 TRAIN_HEAD = """## mimicbrush train
 
-The default is that of the dataclass. The groups of `configs/` choose other values for some options
+The defaults are those of the dataclasses. The groups of `configs/` set some options to other values
 (by default `data/mined`, `model/sd15`, `train/paper` and `eval/heldout`), and so do the
-experiments. `python scripts/train.py --cfg job` prints the values of a run. What is marked *ours*
-is not in the paper. The tables of `model.*` that name a class are for some kinds of models only.
+experiments. `mimicbrush train --cfg job` prints the values of a run. Options marked *ours* are not
+in the paper. Tables of `model.*` with the name of a class are only for this kind of model.
 """
 #: Options of configs that no dataclass has: they name what a command works on.
 MINE_PATHS = {
     "input": ("path", "must be given", "folder of videos and photographs, or a list of them (`.csv`, `.parquet`)"),
-    "output": ("path", "must be given", "folder for the mined pairs; the same command goes on from here"),
-    "input_root": ("path or null", "`null`", "what the paths of a list are relative to; null: its own folder"),
-    "progress": ("true or false", "`true`", "a progress bar on stderr"),
+    "output": ("path", "must be given", "folder for the mined pairs; with an existing one, mining continues"),
+    "input_root": (
+        "path or null",
+        "`null`",
+        "folder that the paths in a list are relative to; null: the folder of the list",
+    ),
+    "progress": ("true or false", "`true`", "show a progress bar"),
 }
 EVALUATE_PATHS = {
-    "editor": ("name, path, or a list", "must be given", "an editor such as `small` or `oracle`, or a pipeline folder"),
+    "editor": ("name, path, or a list", "must be given", "a pipeline folder, or a name such as `small` or `oracle`"),
     "output": ("path", "must be given", "folder for metrics, tables and images"),
-    "pairs": ("path or null", "`null`", "a mined folder: what a reference is worth on held-out pairs"),
-    "benchmark": ("path or null", "`null`", "or a folder of cases: the metrics of the paper"),
+    "pairs": ("path or null", "`null`", "folder of mined pairs: measures how much a reference helps on held-out pairs"),
+    "benchmark": ("path or null", "`null`", "or a benchmark folder: computes the metrics of the paper"),
     "seed": (
-        "a whole number, 0 or more, or null",
+        str(replace(SEED_RANGE, null="0 with pairs, 1 on a benchmark")),
         "`null`",
-        "chooses masks, noise, warps, wrong references and the bootstrap; null: 0 with pairs, 1 on a benchmark",
+        "seed of masks, noise, warps, wrong references and the bootstrap",
     ),
     "num_inference_steps": (
-        "a whole number in 1..1000, or null",
+        str(replace(STEPS_RANGE, null="the default of the editor")),
         "`null`",
-        "steps of the sampler; null: the editor's own default",
+        "sampler steps",
     ),
-    "guidance_scale": ("a number in 0..100, or null", "`null`", "classifier-free guidance; null: the editor's own"),
-    "device": ("one of `auto`, `cpu`, `cuda`", "`auto`", "where to compute"),
+    "guidance_scale": (
+        str(replace(GUIDANCE_RANGE, null="the default of the editor")),
+        "`null`",
+        "guidance scale (classifier-free guidance)",
+    ),
+    "device": ("one of `auto`, `cpu`, `cuda`", "`auto`", "device to run on"),
 }
 
 
@@ -111,13 +128,13 @@ def describe_values(hint: Any, option: Field[Any]) -> str:
     values = values_of(option)
     if isinstance(values, Choices):
         words = ", ".join(f"`{each}`" for each in values.allowed)
-        return f"{'a list of some of' if values.many else 'one of'} {words}"
+        return f"{'a list of one or more of' if values.many else 'one of'} {words}"
     if isinstance(values, NumberRange | NumberList):
         return str(values)
     kinds = [each for each in (get_args(hint) or (hint,)) if each is not Ellipsis]
-    names = {bool: "true or false", str: "text", NoneType: "null"}
+    names = {bool: "true or false", str: "a string", NoneType: "null"}
     if hint is not None and getattr(hint, "__origin__", None) is tuple:
-        return "a list of texts"
+        return "a list of strings"
     return " or ".join(names[each] for each in kinds)
 
 
@@ -179,16 +196,16 @@ def build_page() -> str:
     for section in list_sections(TrainConfig):
         lines += _write_table(section)
     lines.append("## mimicbrush mine\n")
-    lines += _write_table(Section("What and where", "What is mined, and where the pairs go.", MINE_PATHS))
+    lines += _write_table(Section("Input and output", "Input and output.", MINE_PATHS))
     for options, prefix in ((Resources, ""), (ArrayTask, "task."), (MiningOptions, "")):
         for section in list_sections(options, prefix):
             lines += _write_table(Section(options.__name__, section.about, section.rows))
     lines.append("## mimicbrush evaluate\n")
-    lines += _write_table(Section("What and where", "What is evaluated, and on what.", EVALUATE_PATHS))
+    lines += _write_table(Section("Input and output", "Editor, data, output, and how the editor runs.", EVALUATE_PATHS))
     for options, title in (
         (EvaluationOptions, "With pairs="),
         (BenchmarkOptions, "With benchmark="),
-        (BackboneOptions, "With benchmark=: what measures"),
+        (BackboneOptions, "With benchmark=: networks of the metrics"),
     ):
         (section, *_) = list_sections(options)
         rows = {name: row for name, row in section.rows.items() if name not in (*EVALUATE_PATHS, "editors")}
@@ -215,12 +232,12 @@ def _as_markdown(text: str) -> str:
 def main() -> None:
     """Write the page, or check it."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing: only tell whether the page is up to date")
+    parser.add_argument("--check", action="store_true", help="only check whether the page is up to date")
     arguments = parser.parse_args()
     page = build_page()
     if not arguments.check:
         PAGE.write_text(page, encoding="utf-8")
-        print(f"{PAGE}: written")
+        print(f"wrote {PAGE}")
     elif page != PAGE.read_text(encoding="utf-8"):
         sys.exit(f"{PAGE} is not up to date; write it with: python scripts/options_page.py")
 

@@ -1,9 +1,9 @@
-"""Measure our code against a peer: both run in turns in one process, and their results must be equal.
+"""Compare the speed of our code with a peer. Both run in turns in one process, and their results must be equal.
 
 python scripts/speed.py NAME [--json FILE]
 
-Ratios are the peer's figure divided by ours: more is better. FLOP counts do not depend on the machine (a multiply-add
-counts as two). "full size" is SD-1.5 at 512 px, counted without being run.
+Ratios are the figure of the peer divided by ours: larger is better. FLOP counts do not depend on the machine (a
+multiply-add counts as two). "full size" is SD-1.5 at 512 px, which is counted without running it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def main() -> None:
     parser.add_argument(
         "name", **one_of(*sorted(MEASUREMENTS)), help="; ".join(f"{n}: {m.__doc__}" for n, m in MEASUREMENTS.items())
     )
-    parser.add_argument("--rounds", type=ROUNDS.read, help="times that each side runs (default: the measurement's own)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument(
+        "--rounds", type=ROUNDS.read, help="number of runs of each side (default: depends on the measurement)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     if arguments.json:
         check_output_file(arguments.json, "--json")

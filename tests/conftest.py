@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Collect cyclic garbage from now on, but not among what was there before the first test."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # the default threshold, 700, is reached a hundred times a second
     gc.enable()
 
 

@@ -14,7 +14,7 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may send requests.
 
     Attributes:
         names: what a request may call this server, besides numbers; None: anything.
@@ -27,7 +27,7 @@ class Access:
     token: str = ""
 
     def is_named(self, host: str) -> bool:
-        """Whether a request may call this server so (a header `Host`)."""
+        """Whether a request may use this name for the server (its header `Host`)."""
         match = HOST.fullmatch(host)
         if match is None:
             return False
@@ -42,7 +42,7 @@ class Access:
 
 
 def choose_access(host: str, token: str | None) -> Access:
-    """Choose who may ask: this machine alone, or who knows a token.
+    """Choose who may send requests: only this machine, or everybody with the token.
 
     Args:
         host: what the server binds.

@@ -1,4 +1,4 @@
-"""What requests bring is read whole before anybody works on it: within limits of size, time and speed."""
+"""Read the whole content of a request before it is used, within limits of size, time and speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WINDOW_S, _WINDOW_BYTES = 5.0, 16 * 1024
 
 
 class RefusedRequestError(Exception):
-    """A request that is not answered with what it asks for.
+    """A request that is refused, with an HTTP status and the reason.
 
     Args:
         status: of HTTP.
@@ -37,7 +37,7 @@ class BodyReader:
 
     @asynccontextmanager
     async def reading(self, receive: Receive, most_bytes: int, most_s: float) -> AsyncIterator[bytearray]:
-        """Read the content of one request; its memory counts until the end of the block.
+        """Read the content of one request; its memory is counted until the end of the block.
 
         Args:
             receive: of ASGI.
@@ -64,28 +64,30 @@ class BodyReader:
             except TimeoutError:
                 message = {"type": "http.request", "more_body": True}
             if message["type"] == "http.disconnect":
-                raise RefusedRequestError(400, "the connection broke; send it again")
+                raise RefusedRequestError(400, "the connection was lost; try again")
             chunk = message.get("body", b"")
             if len(body) + len(chunk) > most_bytes:
                 size = f"{most_bytes / 2**20:.0f} MiB" if most_bytes >= 2**20 else f"{most_bytes / 2**10:.0f} KiB"
-                raise RefusedRequestError(413, f"too large; at most {size} are taken")
+                raise RefusedRequestError(413, f"too large; the limit is {size}")
             if self._held + len(chunk) > self._most:
-                raise RefusedRequestError(503, "many images are arriving at this moment; try again in a minute")
+                raise RefusedRequestError(
+                    503, "the server is receiving many images at the moment; try again in a minute"
+                )
             body += chunk
             self._held += len(chunk)
             window_bytes += len(chunk)
             if not message.get("more_body", False):
                 return
             if now() >= end:
-                raise RefusedRequestError(408, f"this took more than {most_s:.0f} s; send a smaller file")
+                raise RefusedRequestError(408, f"the upload took more than {most_s:.0f} s; choose a smaller file")
             if now() >= window_end:
                 if window_bytes < _WINDOW_BYTES:
-                    raise RefusedRequestError(408, "the connection is too slow; send a smaller file")
+                    raise RefusedRequestError(408, "the connection is too slow; choose a smaller file")
                 window_end, window_bytes = now() + _WINDOW_S, 0
 
 
 def receive_body(body: bytes | bytearray, receive: Receive) -> Receive:
-    """Build the `receive` of ASGI for content that was read already; `receive` tells what comes after it."""
+    """Build the ASGI `receive` for content that was already read; `receive` gives what comes after it."""
     is_read = False
 
     async def receive_again() -> Message:

@@ -1,4 +1,4 @@
-"""The queue of edits: one runs, the others wait, and the tab that asked hears how its edit goes.
+"""The queue of edits: one runs, the others wait, and each tab follows the progress of its edit.
 
 Everything here runs in the event loop; only the edit itself has a thread.
 """
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """An edit that a visitor asked for.
+    """An edit that a visitor requested.
 
     Attributes:
         visitor: whose it is.
@@ -49,7 +49,7 @@ class Job:
     task: asyncio.Task[None] | None = None
 
     def show(self, state: dict[str, Any]) -> None:
-        """Tell all who listen."""
+        """Send the state to all listeners."""
         self.state = state
         self.changed.set()
         self.changed = asyncio.Event()
@@ -72,17 +72,17 @@ class EditQueue:
         self._turn = asyncio.Lock()
 
     def add(self, visitor: str, request: EditRequest) -> str:
-        """Let an edit wait for its turn, and return its name, which nobody can guess.
+        """Add an edit to the queue, and return its name, which nobody can guess.
 
         Raises:
             RefusedRequestError: too many wait, of all visitors or of this one.
         """
         limits, waiting = self._service.limits, self._waiting()
         if len(waiting) >= limits.waiting:
-            raise RefusedRequestError(429, f"{limits.waiting} edits are waiting already; try again in a minute")
+            raise RefusedRequestError(429, f"{limits.waiting} edits are already waiting; try again in a minute")
         mine = sum(job.visitor == visitor for job in waiting)
         if mine >= limits.waiting_of_one:
-            raise RefusedRequestError(429, f"{mine} of your edits are waiting already; wait for one of them")
+            raise RefusedRequestError(429, f"{mine} of your edits are already waiting; wait until one of them is done")
         name, job = secrets.token_urlsafe(18), Job(visitor, self._clock())
         self._jobs[name] = job
         self._forget_old(visitor)
@@ -98,11 +98,11 @@ class EditQueue:
         """
         job = self._jobs.get(name)
         if job is None or job.visitor != visitor:
-            raise RefusedRequestError(404, "there is no such edit (any more)")
+            raise RefusedRequestError(404, "this edit does not exist, or not any longer")
         return job
 
     def cancel(self, visitor: str, name: str) -> None:
-        """Cancel a visitor's edit: one that waits ends at once, one that runs at its next step."""
+        """Cancel a visitor's edit. A waiting edit ends at once, a running one at its next step."""
         with suppress(RefusedRequestError):  # it never came, or it is another's
             job = self.find(visitor, name)
             job.is_cancelled = True
@@ -110,7 +110,7 @@ class EditQueue:
                 job.task.cancel()
 
     async def listen(self, job: Job) -> AsyncIterator[dict[str, Any] | None]:
-        """Yield the state of an edit whenever it changes, until it ends; None where nothing changed for a while."""
+        """Yield the state of an edit whenever it changes, until it ends; None if nothing changed for a while."""
         job.num_listeners += 1
         try:
             while True:
@@ -153,7 +153,7 @@ class EditQueue:
             end = {"error": str(error)}
         except Exception:  # noqa: BLE001 - the next edit must have its turn
             _log.exception("an edit failed")
-            end = {"error": "the program failed at this edit; what it printed on the server says why"}
+            end = {"error": "an unexpected error occurred; the output of the server says more"}
         finally:
             job.phase = "ended"
             job.show(end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +23,14 @@ from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box, crop_box
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.editing.requests import Edit, check_box, check_seed
+from mimicbrush.pipelines.editing.requests import Edit, check_box, check_one_reference, check_seed
 from mimicbrush.ranges import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from mimicbrush.ops.correspondence import Correspondence
+    from mimicbrush.ops.reference_maps import ReferenceMaps
     from mimicbrush.pipelines import MimicBrushPipeline
+    from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
 _MAX_GUIDANCE = 30
 #: Seeds that the page chooses: short enough to be noted.
@@ -57,7 +60,7 @@ class ReferenceChoice:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """An edit as the page asks for it; `source` and `mask` are tokens of uploads."""
+    """An edit as the page requests it; `source` and `mask` are tokens of uploads."""
 
     source: str
     mask: str
@@ -92,20 +95,20 @@ class EditRequest:
             chosen = values["seed"]
             seed = secrets.randbelow(_MAX_CHOSEN_SEED) if chosen is None else _of_type(chosen, int)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"this is not what the page sends ({error}); load it again") from error
+            raise InputError(f"the request is not valid ({error}); reload the page") from error
         if crop not in ("full", "auto"):
-            raise InputError(f"this is not what the page sends (crop: {crop!r:.20}); load it again")
+            raise InputError(f"the request is not valid (crop: {crop!r:.20}); reload the page")
         for token, what in ((source, "an image to edit"), (given and given[0][0], "a reference to imitate")):
             if not token:
                 raise InputError(f"choose {what} first")
         most_of = {"steps": limits.steps, "results": limits.images, "references": MAX_REFERENCES}
         for (name, most), value in zip(most_of.items(), (steps, count, len(given)), strict=True):
             if not 1 <= value <= most:
-                raise InputError(f"{name}: must be in 1..{most}, got {value}")
+                raise InputError(f"{name} must be in 1..{most}, got {value}")
         if not 0 <= guidance <= _MAX_GUIDANCE:
-            raise InputError(f"guidance: must be in 0..{_MAX_GUIDANCE}, got {guidance}")
-        if auto_zoom and len(given) > 1:
-            raise InputError("auto-zoom takes one reference: remove the others, or switch auto-zoom off")
+            raise InputError(f"guidance must be in 0..{_MAX_GUIDANCE}, got {guidance}")
+        if auto_zoom:
+            check_one_reference(len(given))
         references = tuple(ReferenceChoice(image, None if box is None else check_box(box)) for image, box in given)
         return cls(
             source, mask, references, steps, guidance, check_seed(seed), count, keep_shape,
@@ -114,9 +117,9 @@ class EditRequest:
 
 
 def _of_type(value: Any, kind: Any) -> Any:
-    """The value, where it is of this type: a bool is no number."""
+    """Return the value if it has this type; a bool is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r:.20} has a wrong type")
+        raise TypeError(f"{value!r:.20} has the wrong type")
     return value
 
 
@@ -132,7 +135,7 @@ class EditingService:
         examples: to begin with.
     """
 
-    pipeline: MimicBrushPipeline
+    pipeline: MimicBrushPipeline | KleinPipeline
     about: str
     files: SessionFiles
     reader: ImageReader
@@ -174,7 +177,7 @@ class EditingService:
             raise self.files.missing_error() from error
 
     async def show(self, visitor: str, token: str) -> bytes:
-        """Convert an image to JPEG as it will be read (see `ImageReader.convert`).
+        """Convert an image to JPEG, upright and in sRGB (see `ImageReader.convert`).
 
         Raises:
             InputError: it is not here, or another visitor's.
@@ -182,13 +185,14 @@ class EditingService:
         return await self.reader.convert(self.files.find(visitor, token))
 
     def close(self) -> None:
-        """End all edits at their next step, and the processes that read images."""
+        """Stop all edits at their next step, and stop the processes that read images."""
         self._is_closing = True
         self.reader.close()
 
     def describe(self) -> dict[str, Any]:
-        """Describe for the page what it may ask for, and with what it begins."""
-        settings = self.pipeline.config
+        """Describe the limits, defaults and examples for the page."""
+        unets = self._unets
+        settings: Any = self.pipeline if unets is None else unets.config
         return {
             "about": self.about,
             "steps": settings.default_num_inference_steps,
@@ -199,11 +203,21 @@ class EditingService:
             "max_references": MAX_REFERENCES,
             "max_upload_bytes": self.limits.upload_bytes,
             "can_zoom": self.pipeline.can_record_attention,
-            "examples": [{"title": each.title, "keep_shape": each.keep_shape} for each in self.examples],
+            "can_keep_shape": unets is not None,
+            "examples": [
+                {"title": each.title, "keep_shape": each.keep_shape and unets is not None} for each in self.examples
+            ],
         }
 
+    @property
+    def _unets(self) -> MimicBrushPipeline | None:
+        """The pipeline if it is of U-Nets. FLUX.2 klein has no depth estimator, and shows no previews."""
+        from mimicbrush.pipelines import MimicBrushPipeline
+
+        return self.pipeline if isinstance(self.pipeline, MimicBrushPipeline) else None
+
     def check_files(self, visitor: str, request: EditRequest) -> None:
-        """Check that all images of a request are here, before it waits.
+        """Check that the server has all images of a request, before the request waits.
 
         Raises:
             MissingFileError: one is not here, or another visitor's.
@@ -244,11 +258,12 @@ class EditingService:
             watch = self._watch(inputs, references, request, show, must_end)
             results = []
             for seed in range(request.seed, request.seed + request.count):
-                image, more = self._edit_once(inputs, references, request, seed, watch)
+                image, found, zoomed = self._edit_once(inputs, references, request, seed, watch)
                 if must_end():
                     return None
+                places = None if found is None else self._convert_correspondence(visitor, found)
                 token = self.files.keep(visitor, ".png", partial(write_image, image))
-                results.append({"token": token, "seed": seed, **more})
+                results.append({"token": token, "seed": seed, "places": places, "zoomed": zoomed})
         return {"results": results, "width": inputs.source.width, "height": inputs.source.height}
 
     def _read(self, visitor: str, request: EditRequest) -> tuple[EditInputs, list[Image.Image]]:
@@ -287,7 +302,9 @@ class EditingService:
 
         of = request.steps * request.count * (2 if request.auto_zoom else 1)
         show({"done": 0, "of": of})
-        preview = Preview(self.pipeline, inputs.source, inputs.mask, references[0], request.crop)
+        unets, preview = self._unets, None
+        if unets is not None:
+            preview = Preview(unets, inputs.source, inputs.mask, references[0], request.crop)
         done, first_s, shown_s = 0, 0.0, 0.0
 
         def on_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -298,9 +315,10 @@ class EditingService:
                 first_s = now  # the first step prepares much, and says little about the others
             else:
                 state["left_s"] = (now - first_s) / (done - 1) * (of - done)
-            preview.follow(step, timestep, tensors["latents"])
-            if now - shown_s >= _PREVIEW_S:
-                shown_s, state["preview"] = now, preview.render()
+            if preview is not None:
+                preview.follow(step, timestep, tensors["latents"])
+                if now - shown_s >= _PREVIEW_S:
+                    shown_s, state["preview"] = now, preview.render()
             show(state)
             if must_end():
                 pipeline._interrupt = True
@@ -315,8 +333,8 @@ class EditingService:
         request: EditRequest,
         seed: int,
         watch: Callable[..., dict[str, Any]],
-    ) -> tuple[Image.Image, dict[str, Any]]:
-        """Edit once: the result, and what the page shows with it."""
+    ) -> tuple[Image.Image, Correspondence | None, Box | None]:
+        """Edit once: the result, where it comes from, and the part of the reference that auto-zoom chose."""
         from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
@@ -339,19 +357,36 @@ class EditingService:
             generator = seeded_generator(seed)
             result = self.pipeline(inputs.source, inputs.mask, given, generator=generator, **options)
         found = result.correspondences
-        return result.images[0], {
-            "places": _convert_correspondence(found[0]) if found else None,
-            "zoomed": None if parts[0] is None else parts[0].box,
+        return result.images[0], found[0] if found else None, None if parts[0] is None else parts[0].box
+
+    def _convert_correspondence(self, visitor: str, correspondence: Correspondence) -> dict[str, Any]:
+        """For the browser: pixels of source and references, to a tenth, which reference it is, and where maps are."""
+        places = {
+            "source": correspondence.source_xy.round(1).tolist(),
+            "reference": correspondence.reference_xy.round(1).tolist(),
+            "of": correspondence.reference_index.tolist(),
+            "share": correspondence.share.round(4).tolist(),
+            "source_px": float(correspondence.source_token_px),
+            "reference_px": float(correspondence.reference_token_px),
         }
+        maps = correspondence.maps
+        if maps is not None:
+            data = gzip.compress(_pack_maps(maps))
+
+            def write(path: Path) -> None:
+                path.write_bytes(data)
+
+            places["grid"], places["boxes"] = maps.attention.shape[-1], maps.boxes.round(1).tolist()
+            places["maps"] = self.files.keep(visitor, ".gz", write)
+        return places
 
 
-def _convert_correspondence(correspondence: Correspondence) -> dict[str, Any]:
-    """For the browser: pixels of source and references, to a tenth, and which reference it is."""
-    return {
-        "source": correspondence.source_xy.round(1).tolist(),
-        "reference": correspondence.reference_xy.round(1).tolist(),
-        "of": correspondence.reference_index.tolist(),
-        "focus": correspondence.focus.round(2).tolist(),
-        "source_px": float(correspondence.source_token_px),
-        "reference_px": float(correspondence.reference_token_px),
-    }
+def _pack_maps(maps: ReferenceMaps) -> bytes:
+    """Pack both maps as bytes, (M, r, g, g) each: 255 is the most that any cell of a place's attention has.
+
+    Of the heads' peaks, 255 is all that the heads pay to the references.
+    """
+    shares = maps.head_peaks.sum(axis=(1, 2, 3), keepdims=True)
+    tables = (maps.attention, maps.attention.max(axis=(1, 2, 3), keepdims=True)), (maps.head_peaks, shares)
+    parts = ((255 * table / np.maximum(most, 1e-12)).round().astype(np.uint8) for table, most in tables)
+    return b"".join(part.tobytes() for part in parts)

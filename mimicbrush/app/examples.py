@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -9,48 +12,75 @@ from PIL import Image
 from mimicbrush.app.editing_service import Example
 from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, render_frames
 
-Images = tuple[Image.Image, Image.Image, Image.Image]
-_SEED = 77
-#: Frames of a clip that show the same from elsewhere.
-_SOURCE_FRAME, _REFERENCE_FRAME = 0, 24
+#: The reference is this many frames after the source.
+_FRAMES_APART = 24
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Two views of a rendered scene, and a place in the first.
+
+    Attributes:
+        number, seed: of the clip, see `demo_clips`.
+        centre: (x, y), over width and height.
+        radius: over the height.
+    """
+
+    number: int
+    seed: int
+    centre: tuple[float, float]
+    radius: float
+
+    def render(self) -> tuple[np.ndarray, np.ndarray]:
+        """Render source and reference, (H, W, 3) uint8 RGB."""
+        spec = list(demo_clips(HELDOUT_PHOTOGRAPHS, self.number + 1, self.seed).values())[self.number]
+        source, reference = islice(render_frames(spec), 0, _FRAMES_APART + 1, _FRAMES_APART)
+        return source, reference
+
+    def draw_mask(self, image: np.ndarray, radius: float | None = None) -> np.ndarray:
+        """Draw a disc at the place, (H, W) uint8, 255 inside."""
+        height, width = image.shape[:2]
+        x, y = round(self.centre[0] * width), round(self.centre[1] * height)
+        mask = np.zeros((height, width), np.uint8)
+        return cv2.circle(mask, (x, y), round((radius or self.radius) * height), 255, -1)
+
+
+_PART = _Scene(number=1, seed=79, centre=(0.45, 0.19), radius=0.14)
+_TEXTURE = _Scene(number=0, seed=79, centre=(0.55, 0.42), radius=0.15)
+_DETAIL = _Scene(number=2, seed=77, centre=(0.26, 0.44), radius=0.13)
 
 
 def examples() -> list[Example]:
     """Render three examples: a part from another view, a texture, and the repair of a detail (paper Fig. 1).
 
-    The photographs are none that the shipped model was trained on.
+    The shipped model was not trained on these photographs.
     """
-    views = []
-    for spec in demo_clips(HELDOUT_PHOTOGRAPHS, 3, seed=_SEED).values():
-        frames = list(render_frames(spec))
-        views.append((frames[_SOURCE_FRAME], frames[_REFERENCE_FRAME]))
-    (first, first_view), (second, second_view), (third, third_view) = views
+    part, part_view = _PART.render()
+    texture, texture_view = _TEXTURE.render()
+    detail, detail_view = _DETAIL.render()
+    garbled = _garble(detail, _DETAIL.draw_mask(detail, 0.7 * _DETAIL.radius))
     return [
-        Example("A part, as another view shows it", *_images(first, _oval(first, 0.22), first_view)),
-        Example("A texture, in the shape that is there", *_images(second, _oval(second, 0.3), second_view), True),
-        Example("A detail that came out wrong, repaired", *_images(_garbled(third), _oval(third, 0.2), third_view)),
+        Example(
+            "Replace a part with the same part from another view", *_images(part, _PART.draw_mask(part), part_view)
+        ),
+        Example(
+            "Apply a texture and keep the shape", *_images(texture, _TEXTURE.draw_mask(texture), texture_view), True
+        ),
+        Example("Repair a detail that came out wrong", *_images(garbled, _DETAIL.draw_mask(detail), detail_view)),
     ]
 
 
-def _images(source: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> Images:
+def _images(
+    source: np.ndarray, mask: np.ndarray, reference: np.ndarray
+) -> tuple[Image.Image, Image.Image, Image.Image]:
     return Image.fromarray(source), Image.fromarray(mask), Image.fromarray(reference)
 
 
-def _oval(image: np.ndarray, radius: float) -> np.ndarray:
-    """A mask in the middle; its radius is a part of the shorter side."""
-    height, width = image.shape[:2]
-    mask = np.zeros((height, width), np.uint8)
-    cv2.ellipse(
-        mask, (width // 2, height // 2), (round(radius * height * 1.2), round(radius * height)), 0, 0, 360, 255, -1
-    )
-    return mask
-
-
-def _garbled(image: np.ndarray) -> np.ndarray:
-    """The middle as a generator might have garbled it: pixels moved about by a few waves."""
+def _garble(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Move the masked pixels about by a few waves, as a generator might have garbled them."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    inside = cv2.GaussianBlur(_oval(image, 0.16).astype(np.float32) / 255, (0, 0), 4)
+    inside = cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), 4)
     moved_x = x + 14 * inside * np.sin(y / 5) + 9 * inside * np.sin(x / 3)
     moved_y = y + 14 * inside * np.sin(x / 6) + 9 * inside * np.cos(y / 4)
     return cv2.remap(image, moved_x, moved_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)

@@ -1,4 +1,4 @@
-"""Who may ask the editing page for what: the one door that every request passes, before anything is computed.
+"""Check every request to the editing page before anything is computed: who may ask, and for what.
 
 Requests must name this host (against DNS rebinding), come from the page itself where they change something (other
 sites), know the token where there is one (other people), and bring their content soon (slow clients).
@@ -25,10 +25,10 @@ from mimicbrush.app.bodies import BodyReader, RefusedRequestError, receive_body
 from mimicbrush.app.session_files import VisitorLimits
 
 COOKIE, LOGIN_COOKIE = "mimicbrush_visitor", "mimicbrush_login"
-_OPEN_GET, _OPEN_GET_BELOW = ("/", "/options"), ("/page/", "/examples/", "/files/", "/shown/", "/edit/")
+_OPEN_GET, _OPEN_GET_BELOW = ("/", "/options"), ("/page/", "/examples/", "/files/", "/maps/", "/shown/", "/edit/")
 _OPEN_POST, _OPEN_POST_BELOW = ("/upload", "/login", "/edit"), ("/cancel/",)
 #: What is sent to a visitor alone.
-_PRIVATE = ("/files/", "/shown/", "/upload", "/cancel/", "/edit")
+_PRIVATE = ("/files/", "/maps/", "/shown/", "/upload", "/cancel/", "/edit")
 #: Of everything but images.
 _MAX_REQUEST_BYTES, _MAX_REQUEST_S = 64 * 1024, 20.0
 #: No file of the page has a longer name, and a file system refuses one.
@@ -46,12 +46,12 @@ _HEADERS = {
 
 
 class Gate:
-    """The door, as middleware.
+    """Middleware that checks every request.
 
     Args:
-        app: what lies behind it.
-        access: who may ask.
-        limits: of what a visitor may ask for.
+        app: the application behind it.
+        access: who may send requests.
+        limits: limits of each visitor.
     """
 
     def __init__(self, app: ASGIApp, access: Access, limits: VisitorLimits) -> None:
@@ -62,7 +62,7 @@ class Gate:
         self._is_closing: asyncio.Event | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Pass a request on, or refuse it with a reason."""
         if scope["type"] == "lifespan":
             self._is_closing = asyncio.Event()
             await self.app(scope, receive, send)
@@ -88,24 +88,22 @@ class Gate:
 
     def _check_source(self, scope: Scope, connection: HTTPConnection) -> None:
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise RefusedRequestError(405, "this page takes GET, HEAD and POST")
+            raise RefusedRequestError(405, "this server accepts only GET, HEAD and POST")
         host = connection.headers.get("host", "")
         if not self.access.is_named(host):
-            raise RefusedRequestError(
-                403, "this page does not go by this name; open the address that the command printed"
-            )
+            raise RefusedRequestError(403, "this server has another name; open the address that the command printed")
         forwarded = connection.headers.get("x-forwarded-host")  # a framework may build addresses of it
         if forwarded is not None and not all(HOST.fullmatch(each.strip()) for each in forwarded.split(",")):
-            raise RefusedRequestError(400, "the header X-Forwarded-Host has no name of a host")
+            raise RefusedRequestError(400, "the header X-Forwarded-Host contains no valid host name")
         if max(map(len, scope["path"].encode().split(b"/"))) > _MAX_NAME_BYTES or len(scope["path"]) > _MAX_PATH:
             raise RefusedRequestError(404, "there is no such page")
         origin, site = connection.headers.get("origin"), connection.headers.get("sec-fetch-site", "same-origin")
         is_ours = origin is None or origin in (f"http://{host}", f"https://{host}")
         if scope["method"] == "POST" and not (is_ours and site in ("same-origin", "none")):
-            raise RefusedRequestError(403, "only the page itself may ask for this")
+            raise RefusedRequestError(403, "only this page itself may send this request")
 
     async def _log_in(self, scope: Scope, connection: HTTPConnection, receive: Receive) -> Response | None:
-        """The answer to who shows the token, or should; None where nothing is missing."""
+        """Handle the login: return the page to show, or None if the visitor is logged in."""
         path, token = scope["path"], self.access.token
         if not token:
             if path == "/login":
@@ -127,8 +125,8 @@ class Gate:
         if hmac.compare_digest(connection.cookies.get(cookie, "").encode(), self._pass.encode()) and path != "/login":
             return None
         if path not in ("/", "/login"):
-            raise RefusedRequestError(403, "log in first: open the page again, with its token")
-        said = "This is not the token." if shown else ""
+            raise RefusedRequestError(403, "log in first: open the address with the token again")
+        said = "This token is wrong." if shown else ""
         page = (files("mimicbrush.app") / "static" / "login.html").read_text()
         return HTMLResponse(page.replace("{said}", said), 403)
 
@@ -143,9 +141,7 @@ class Gate:
             raise RefusedRequestError(404, "there is no such page")
         visitor = connection.cookies.get(COOKIE, "")
         if path.startswith(_PRIVATE) and not _VISITOR.fullmatch(visitor):
-            raise RefusedRequestError(
-                400, "this page was opened without its cookie; load it again (cookies must be allowed)"
-            )
+            raise RefusedRequestError(400, "the cookie of this page is missing; allow cookies, then reload the page")
         if path == "/upload":
             with self._counting_images(visitor):
                 most, most_s = self.limits.upload_bytes, self.limits.upload_s
@@ -186,10 +182,12 @@ class Gate:
 
     @contextmanager
     def _counting_images(self, visitor: str) -> Iterator[None]:
-        """Bound the images of one visitor that arrive or are read: nobody has all the readers to himself."""
+        """Limit how many images of one visitor are uploaded or read at once, so that others get a reader, too."""
         if self._images[visitor] >= self.limits.images_at_once:
             most = self.limits.images_at_once
-            raise RefusedRequestError(429, f"at most {most} of your images are read at once; wait a little")
+            raise RefusedRequestError(
+                429, f"the server reads at most {most} of your images at once; try again in a moment"
+            )
         self._images[visitor] += 1
         try:
             yield
@@ -199,12 +197,12 @@ class Gate:
 
 
 def refuse(error: RefusedRequestError) -> Response:
-    """Build the answer to a request that is refused; what is left of its content is not waited for."""
+    """Build the response to a refused request; the rest of its content is not read."""
     return JSONResponse({"error": str(error)}, error.status, {"Connection": "close"})
 
 
 def _with_headers(send: Send, new_visitor: str | None = None) -> Send:
-    """Add what every answer says; and the cookie of a new visitor."""
+    """Add the headers of every response, and the cookie of a new visitor."""
 
     async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Images that visitors send are read in processes of their own: what a file does there, it does to nobody else."""
+"""Read the images of visitors in separate processes, so that a harmful file cannot affect others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _limits_bytes: tuple[int, int] | None = None  # in a process that reads
 
 
 class BusyError(InputError):
-    """Too many others ask for the same at this moment; it helps to try again."""
+    """The server is busy with other requests; try again later."""
 
 
 class ImageReader:
@@ -64,7 +64,7 @@ class ImageReader:
         await self._run(_check, path)
 
     async def convert(self, path: Path) -> bytes:
-        """Convert an image to JPEG as it will be read: browsers know neither all formats nor all EXIF rotations.
+        """Convert an image to JPEG for the page: browsers know neither all formats nor all EXIF rotations.
 
         Raises:
             InputError, BusyError: see `check`.
@@ -73,7 +73,7 @@ class ImageReader:
 
     async def _run(self, work: Callable[[Path], Any], path: Path) -> Any:
         if self._pending >= self._limits.decoding:
-            raise BusyError("many images are being read for others at this moment; try again in a minute")
+            raise BusyError("the server is reading many images of other visitors at the moment; try again in a minute")
         self._pending += 1
         try:
             if not self._pool.active:  # workers that died before they had any file
@@ -82,10 +82,12 @@ class ImageReader:
             arguments = (work, path, self._limits.pixels)
             return await asyncio.wrap_future(self._pool.schedule(_read, args=arguments, timeout=self._limits.decode_s))
         except TimeoutError as error:
-            message = f"this image takes more than {self._limits.decode_s:g} s to read; send it smaller, or as a JPEG"
+            message = (
+                f"reading this image takes more than {self._limits.decode_s:g} s; make it smaller, or save it as a JPEG"
+            )
             raise InputError(message) from error
         except ProcessExpired as error:
-            raise InputError("this file cannot be read: its reader broke down; send it as a JPEG or a PNG") from error
+            raise InputError("this file cannot be read: the image reader crashed; save it as a JPEG or PNG") from error
         finally:
             self._pending -= 1
 
@@ -96,7 +98,7 @@ class ImageReader:
 
 
 def _start_reader(gib: float) -> None:
-    """Called once in each process: how much memory it may take to look at a file, and to read it."""
+    """Called once in each process: set how much memory it may use to check a file, and to read it."""
     global _limits_bytes
     logging.disable()  # strangers' files must not fill the log, and what matters of them is said on the page
     warnings.simplefilter("ignore")
@@ -112,7 +114,7 @@ def _allow_memory(number: int) -> None:
 
 
 def _read(work: Callable[[Path], Any], path: Path, max_pixels: int) -> Any:
-    """In the process: check what the file says of itself, then read it."""
+    """Run in the process: check the header of the file, then read it."""
     try:
         _allow_memory(0)
         check_kind(path, "this file", max_pixels)
@@ -121,7 +123,7 @@ def _read(work: Callable[[Path], Any], path: Path, max_pixels: int) -> Any:
     except InputError as error:
         raise InputError(str(error).replace(str(path), "this file")) from None
     except MemoryError:
-        raise InputError("this file takes too much memory to read; send it smaller") from None
+        raise InputError("reading this file takes too much memory; make the image smaller") from None
     except Exception as error:  # noqa: BLE001 - whatever a decoder makes of a hostile file is a reason to refuse it
         raise InputError(f"this file cannot be read ({make_storable(str(error))})") from None
 

@@ -1,4 +1,4 @@
-"""A page on this machine to paint masks over images: which images there are, what is taken, what is kept.
+"""A page on this machine for painting masks over images, with its server and its files.
 
 Only this machine is served (127.0.0.1). A page of another site that is open in the same browser gets nothing:
 requests must name this host (against DNS rebinding), and what changes something must come from the page itself.
@@ -80,23 +80,25 @@ class MaskStore:
         """
         if self.images is not None:
             if not self.images.is_dir():
-                raise InputError(f"{self.images}: no such folder; name one that holds images")
+                raise InputError(f"{self.images}: no such folder; name a folder with images")
             if self.images.resolve().is_relative_to(self.output.resolve()):
                 raise InputError(
-                    f"--output {self.output} holds the images themselves, and a mask a.png would replace an image "
+                    f"--output {self.output} contains the images themselves, so the mask a.png would replace the image "
                     "a.png; name another folder"
                 )
             if (self.images / UPLOADS).is_dir():
-                raise InputError(f"{self.images / UPLOADS}: a folder of this name is kept for uploads; rename it")
+                raise InputError(f"{self.images / UPLOADS}: this name is reserved for uploads; rename the folder")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {self.output}: cannot be made ({error})") from error
+            raise InputError(f"--output {self.output} cannot be created ({error})") from error
         owners: dict[Path, str] = {}
         for name in self.names():
             other = owners.setdefault(self.mask_path(name), name)
             if other != name:
-                raise InputError(f"{other} and {name} would share one mask, {self.mask_path(name)}; rename one of them")
+                raise InputError(
+                    f"{other} and {name} would have the same mask, {self.mask_path(name)}; rename one of them"
+                )
 
     def names(self) -> list[str]:
         """List the images, as paths with "/" relative to their folder; uploads begin with "uploads/"."""
@@ -117,7 +119,7 @@ class MaskStore:
         """
         root = self.output if _is_upload(name) else self.images
         if root is None:
-            raise InputError(f"{name!r}: no folder of images was named; upload it")
+            raise InputError(f"{name!r}: the page was started without a folder of images; upload the image")
         path = path_inside(root, name)
         if not _is_image(path) or (_is_upload(name) and _is_mask(path)):
             raise InputError(f"{name!r}: there is no such image")
@@ -160,15 +162,16 @@ class MaskStore:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
                 if opened.size != size:
                     raise InputError(
-                        f"the mask is {opened.width} x {opened.height} px, its image {name} {size[0]} x {size[1]} px"
+                        f"the mask is {opened.width} x {opened.height} px, but the image {name} is {size[0]} x "
+                        f"{size[1]} px"
                     )
                 painted = np.asarray(opened.convert("L")) > MASK_THRESHOLD
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the mask of {name} is no whole PNG ({error})") from error
+            raise InputError(f"the mask of {name} is not a valid PNG ({error})") from error
         if not painted.any():
-            raise InputError(f"nothing is painted in the mask of {name}; paint what is to be repainted, then save")
+            raise InputError(f"the mask of {name} is empty; paint over the parts that should be repainted, then save")
         path = self.mask_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(Image.fromarray(painted.astype(np.uint8) * 255), path)
@@ -176,7 +179,7 @@ class MaskStore:
         return path
 
     def add(self, name: str, data: bytes) -> str:
-        """Keep an upload as it came, under a plain name that no other has.
+        """Store an upload unchanged, under a simple and unique name.
 
         Args:
             name: as the browser gives it; only a plain part of it is used.
@@ -201,7 +204,7 @@ class MaskStore:
             if not any(path.with_suffix(other).exists() for other in SUFFIXES):
                 break
         else:
-            raise InputError(f"{folder} holds too many images called {stem}; move some away")
+            raise InputError(f"{folder} contains too many images with the name {stem}; move some of them away")
 
         def write(aside: Path) -> None:
             aside.write_bytes(data)
@@ -227,7 +230,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None) -> str:
-    """Find the format of an image from its first bytes; no pixel is decoded.
+    """Find the format of an image from its first bytes, without decoding pixels.
 
     Raises:
         InputError: none of `PAINTABLE_FORMATS`; or of more than `max_pixels`, else of `MAX_PAINTED_PIXELS`; or of more
@@ -247,13 +250,15 @@ def check_kind(file: Path | io.BytesIO, name: str, max_pixels: int | None = None
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: too large; at most {most / 1e6:.0f} megapixels are taken") from error
+        raise InputError(f"{name} is too large; the limit is {most / 1e6:.0f} megapixels") from error
     except DAMAGED_IMAGE as error:
-        raise InputError(f"{name}: no image of a format that is taken ({', '.join(PAINTABLE_FORMATS)})") from error
+        raise InputError(f"{name} is not an image in a supported format ({', '.join(PAINTABLE_FORMATS)})") from error
     if pixels > most:
-        raise InputError(f"{name}: too large, {pixels / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are taken")
+        raise InputError(
+            f"{name} is too large: {pixels / 1e6:.0f} megapixels; the limit is {most / 1e6:.0f} megapixels"
+        )
     if has_more:
-        raise InputError(f"{name}: more than {MAX_PAGES} pages; save the one that is meant as an image of its own")
+        raise InputError(f"{name} has more than {MAX_PAGES} pages; save the page that you need as a separate image")
     return "JPEG" if kind == "MPO" else kind  # a JPEG with previews appended, as some cameras write it
 
 
@@ -266,7 +271,7 @@ def _has_frame(image: Image.Image, number: int) -> bool:
 
 
 class _RefusedError(Exception):
-    """A request that is not answered with what it asks for."""
+    """A request that is refused, with an HTTP status and the reason."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -274,7 +279,7 @@ class _RefusedError(Exception):
 
 
 class PainterServer(ThreadingHTTPServer):
-    """Server of the page and a store, for this machine alone.
+    """Server of the page and of a `MaskStore`, for this machine only.
 
     Args:
         store: images and masks.
@@ -292,10 +297,12 @@ class PainterServer(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
-            raise InputError(f"port {port} cannot be had ({error}); name another with --port, or 0 for any") from error
+            raise InputError(
+                f"port {port} cannot be used ({error}); choose another --port, or 0 for any free port"
+            ) from error
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log an error of ours, but not a browser that went away."""
+        """Log errors of the server, but not lost connections to a browser."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -322,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the store tells of what is saved."""
+        """Log nothing here: the store reports what is saved."""
 
     def _answer(self, respond: Callable[[], tuple[str, bytes]]) -> None:
         status = HTTPStatus.OK
@@ -334,12 +341,18 @@ class _Handler(BaseHTTPRequestHandler):
             kind, body = "application/json", json.dumps({"error": str(error)}).encode()
         except ValueError as error:  # an address or a name that no file system can have
             status = HTTPStatus.BAD_REQUEST
-            kind, body = "application/json", json.dumps({"error": make_storable(f"not understood ({error})")}).encode()
+            kind, body = (
+                "application/json",
+                json.dumps({"error": make_storable(f"the request is not valid ({error})")}).encode(),
+            )
         except ConnectionError:
             raise  # nobody is there to answer
         except OSError as error:  # the disk is full, or a folder may not be written
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            kind, body = "application/json", json.dumps({"error": f"it could not be kept or read ({error})"}).encode()
+            kind, body = (
+                "application/json",
+                json.dumps({"error": f"the file could not be read or saved ({error})"}).encode(),
+            )
         self.close_connection = self.close_connection or status != HTTPStatus.OK  # a body may be left unread
         self.send_response(status)
         for name, value in _HEADERS.items():
@@ -353,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         if self.headers.get("Host", "") not in self.server.hosts:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, f"this page is served as {self.server.url} only")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, f"this page is available only at {self.server.url}")
 
     def _get(self) -> tuple[str, bytes]:
         path, store = urlsplit(self.path).path, self.server.store
@@ -383,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, store = urlsplit(self.path).path, self.server.store
         origin, host = self.headers.get("Origin", ""), self.headers["Host"]
         if origin != f"http://{host}" or self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "only the page itself may save something here")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "only this page itself may send this request")
         if path == "/api/mask":
             name = self._read_name()
             store.image_path(name)
@@ -399,23 +412,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_name(self) -> str:
         names = parse_qs(urlsplit(self.path).query).get("name", [])
         if len(names) != 1:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "name one image: ?name=...")
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, "the address must name one image: ?name=...")
         return names[0]
 
     def _read_body(self, kind: str) -> bytes:
         if self.headers.get("Content-Type", "") != kind:
-            raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected {kind}")
+            raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected the Content-Type {kind}")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,12}", length) or "Transfer-Encoding" in self.headers:
-            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the size of what is sent must be given (Content-Length)")
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the request must give its size (Content-Length)")
         if int(length) > MAX_UPLOAD_BYTES:
             raise _RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"too large, {int(length) / 2**20:.0f} MiB; at most {MAX_UPLOAD_BYTES / 2**20:.0f} MiB are taken",
+                f"too large: {int(length) / 2**20:.0f} MiB; the limit is {MAX_UPLOAD_BYTES / 2**20:.0f} MiB",
             )
         body = self.rfile.read(int(length))
         if len(body) != int(length):
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"only {len(body)} of {length} bytes arrived; send it again")
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"only {len(body)} of {length} bytes arrived; try again")
         return body
 
 

@@ -1,4 +1,4 @@
-"""The editing page's addresses: the page and its scripts, images to and fro, and edits."""
+"""The addresses of the editing page: the page and its scripts, uploads, downloads and edits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_app(service: EditingService, access: Access) -> Gate:
 
 
 def add_routes(app: FastAPI, service: EditingService, queue: EditQueue) -> None:
-    """Add the addresses of a service; `Gate` stands before them, so requests have their visitor's cookie."""
+    """Add the addresses of a service. `Gate` checks requests first, so they have their visitor's cookie."""
     static = {each.name: each for each in _STATIC.iterdir() if PurePosixPath(each.name).suffix in _KINDS}
 
     @app.exception_handler(InputError)
@@ -74,6 +74,13 @@ def add_routes(app: FastAPI, service: EditingService, queue: EditQueue) -> None:
     def file(token: str, request: Request) -> Response:
         return Response(service.read(request.cookies[COOKIE], token), media_type="image/png", headers=_MINE_ALONE)
 
+    @app.get("/maps/{token}")
+    def maps(token: str, request: Request) -> Response:
+        headers = {**_MINE_ALONE, "Content-Encoding": "gzip"}
+        return Response(
+            service.read(request.cookies[COOKIE], token), media_type="application/octet-stream", headers=headers
+        )
+
     @app.get("/shown/{token}")
     async def shown(token: str, request: Request) -> Response:
         data = await service.show(request.cookies[COOKIE], token)
@@ -105,6 +112,6 @@ def add_routes(app: FastAPI, service: EditingService, queue: EditQueue) -> None:
 
 
 async def _send_states(queue: EditQueue, job: Job) -> AsyncIterator[str]:
-    """Server-sent events; a comment where nothing changed."""
+    """Send the states as server-sent events, and a comment if nothing changed."""
     async for state in queue.listen(job):
         yield ": it goes on\n\n" if state is None else f"data: {json.dumps(state)}\n\n"

@@ -1,4 +1,4 @@
-"""The server of the editing page: it ends soon when it should, and ends connections of clients that dawdle."""
+"""The server of the editing page: it stops quickly, and closes the connections of slow clients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PageServer(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End soon: by itself, or else by force."""
+        """Stop soon, if necessary by force."""
         if self.ended_by is None:
             self.ended_by = sig
             timer = threading.Timer(_LAST_S, self._end_now)
@@ -69,7 +69,7 @@ class PageServer(uvicorn.Server):
         os._exit(128 + (self.ended_by or 0))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End streams, edits and connections."""
+        """Stop streams, edits and connections."""
         self._gate.close()
         self._service.close()
         await super().shutdown(sockets)

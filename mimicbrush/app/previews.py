@@ -59,7 +59,7 @@ class Preview:
         self._latents: torch.Tensor | None = None
 
     def follow(self, step: int, timestep: int, latents: torch.Tensor) -> None:
-        """Take note of a step, as a callback of the pipeline hears of it.
+        """Store the latents of a step; call it from the callback of the pipeline.
 
         Args:
             step: its number; 0 begins another image.
@@ -70,7 +70,7 @@ class Preview:
         self._clean = self._latents if before is None else self._remove_noise(before, self._latents, timestep)
 
     def render(self) -> str:
-        """Render the source with what is in its hole so far, as a data URL."""
+        """Render the source with the current content of its hole, as a data URL."""
         assert self._clean is not None
         _, _, height, width = self._clean.shape
         rough = (_with_one(self._clean) @ self._map).reshape(1, height, width, 3).permute(0, 3, 1, 2)  # (1, 3, h, w)
@@ -85,7 +85,7 @@ class Preview:
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
     def _remove_noise(self, before: torch.Tensor, after: torch.Tensor, timestep: int) -> torch.Tensor:
-        """Find what a step of DDIM took for the clean latents.
+        """Compute the clean latents that a DDIM step predicted.
 
         Before and after it, the latents mix the same image with the same noise, in shares that the schedule tells.
         """

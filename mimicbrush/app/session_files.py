@@ -24,12 +24,12 @@ _FOLDER, _LOCK = "mimicbrush-page-", "server.lock"
 
 
 class MissingFileError(InputError):
-    """A file that is not here, or that is another visitor's."""
+    """A file that does not exist, or that belongs to another visitor."""
 
 
 @dataclass(frozen=True)
 class VisitorLimits:
-    """Limits of what a visitor may ask for.
+    """Limits for a visitor.
 
     Attributes:
         upload_bytes, upload_s: of one file, and of the time in which it must arrive.
@@ -99,7 +99,7 @@ class _StoredFile:
 
 
 class SessionFiles:
-    """Store of visitors' files, in a folder that holds nothing else.
+    """Store of visitors' files, in a folder of its own.
 
     Args:
         folder: is made, and emptied by `close`.
@@ -114,7 +114,7 @@ class SessionFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, visitor: str, suffix: str, write: Callable[[Path], None]) -> str:
-        """Have a file written, and return the token that names it.
+        """Write a file with the given function, and return its token.
 
         Args:
             visitor: who may see it.
@@ -135,14 +135,14 @@ class SessionFiles:
                 self._stored[token] = _StoredFile(visitor, path, self._clock(), size)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise InputError(f"the server could not keep this image ({error.strerror}); try again later") from error
+            raise InputError(f"the server could not save this image ({error.strerror}); try again later") from error
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return token
 
     def forget(self, token: str) -> None:
-        """Remove a file, if it is here."""
+        """Remove a file if it exists."""
         with self._lock:
             file = self._stored.pop(token, None)
         if file is not None:
@@ -162,10 +162,10 @@ class SessionFiles:
             return file.path
 
     def missing_error(self) -> MissingFileError:
-        """Build the error about a file that is not here, or is another visitor's."""
+        """Build the error about a file that does not exist, or belongs to another visitor."""
         return MissingFileError(
-            f"this image is not here (any more: {self.limits.files} of a visitor are kept, for "
-            f"{self.limits.age_s / 60:.0f} minutes); choose it again"
+            f"this image is not on the server (it keeps {self.limits.files} files per visitor, for "
+            f"{self.limits.age_s / 60:.0f} minutes); choose the image again"
         )
 
     def _forget_old(self, visitor: str) -> None:
@@ -178,9 +178,9 @@ class SessionFiles:
                 del self._stored[token]
 
     def _make_room(self, visitor: str, size: int) -> None:
-        """Remove files until one of `size` bytes fits: of whoever holds most, those that were used longest ago."""
+        """Remove the least recently used files of whoever has the most data until `size` bytes fit."""
         if size > self.limits.total_bytes:
-            raise InputError("there is no room for an image of this size; send a smaller one")
+            raise InputError("the server has no space for an image of this size; choose a smaller image")
         held = Counter({visitor: size})
         for file in self._stored.values():
             held[file.visitor] += file.size_bytes

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def read_pair_sources(options: DataOptions) -> tuple[list[PairSource], list[str]]:
-    """Read the pair sources to train on, without the pairs held out; and notes about them for the user."""
+    """Read the pair sources to train on, without held-out pairs, and notes about them for the user."""
     from mimicbrush.data.pair_sources import load_pair_sources
 
     with warnings.catch_warnings(record=True) as caught:
@@ -53,7 +53,7 @@ def list_origin_keys(sources: Sequence[PairSource]) -> list[int]:
 
 
 def find_training_data(options: TrainConfig, sources: Sequence[PairSource]) -> TrainingData:
-    """List what the weights have been trained on in the end, in this run or before it."""
+    """List everything that the weights will have been trained on, in this run and before it."""
     from mimicbrush.data.training_data import TrainingData, read_training_data
     from mimicbrush.pipelines.find_pipeline import find_pipeline
 
@@ -81,7 +81,7 @@ def build_components(options: ModelOptions, seed: int) -> Components:
 
 
 def build_model(components: Components, model_options: ModelOptions, train_options: TrainOptions) -> MimicBrushModel:
-    """Build the model that is trained, of all networks.
+    """Build the model to train from all networks.
 
     Args:
         components: all networks.
@@ -184,16 +184,34 @@ def build_evaluation(
         accelerator.print(f"note: {note}")
     if not len(pairs):
         return None
-    evaluation = HeldOutEvaluation(
-        pairs,
-        options.model.size_px,
-        options.eval.evaluation(),
-        run_dir / "heldout",
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        gather=gather_object if accelerator.num_processes > 1 else gather_alone,
-        first_step=first_step,
-    )
+
+    def build(num_references: int) -> HeldOutEvaluation:
+        return HeldOutEvaluation(
+            pairs,
+            options.model.size_px,
+            options.eval.evaluation(num_references),
+            run_dir / "heldout",
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            gather=gather_object if accelerator.num_processes > 1 else gather_alone,
+            first_step=first_step,
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            evaluation = build(options.data.num_references)
+        except DataError:
+            if options.data.num_references == 1:
+                raise
+            warnings.warn(
+                f"pairs are evaluated with one reference while training, and not with {options.data.num_references}: "
+                "the shots of the held-out pairs have too few frames",
+                stacklevel=2,
+            )
+            evaluation = build(1)
+    for each in caught:
+        accelerator.print(f"note: {each.message}")
 
     def evaluate(
         pipeline: MimicBrushPipeline | KleinPipeline, step: int, must_stop: Callable[[bool], bool] = fails_alone
@@ -208,7 +226,7 @@ def build_evaluation(
 
 
 def _make_editor(pipeline: MimicBrushPipeline | KleinPipeline, options: DuringTrainingOptions) -> Editor:
-    """Make an editor of what a run has learnt, by its family."""
+    """Make an editor from the current weights of a run, by its family."""
     from mimicbrush.pipelines import MimicBrushPipeline
 
     if isinstance(pipeline, MimicBrushPipeline):
@@ -221,7 +239,7 @@ def _make_editor(pipeline: MimicBrushPipeline | KleinPipeline, options: DuringTr
 
 
 def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) -> tuple[Sequence[Pair], list[str]]:
-    """Find the pairs to evaluate on while training, none where there are too few; and notes for the user."""
+    """Find the pairs to evaluate on during training (none if there are too few), and notes for the user."""
     from mimicbrush.data.manifest import read_manifest
     from mimicbrush.evaluation.heldout.selection import find_heldout_pairs, select_heldout_pairs
 
@@ -230,10 +248,10 @@ def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) ->
         try:
             selection = select_heldout_pairs(read_manifest(Path(options.eval.pairs)), "heldout", training)
         except DataError as error:
-            raise DataError(f"eval.pairs={options.eval.pairs} cannot be evaluated on: {error}") from error
+            raise DataError(f"eval.pairs={options.eval.pairs} cannot be used for evaluation: {error}") from error
         if len({pair.source_hash for pair in selection.pairs}) < 2:
             raise DataError(
-                f"eval.pairs={options.eval.pairs}: one video is left, and it takes two or more. "
+                f"eval.pairs={options.eval.pairs} has one video that was not trained on; at least two are needed. "
                 + " ".join(selection.messages)
             )
         return selection.pairs, selection.messages
@@ -244,16 +262,16 @@ def find_evaluated_pairs(options: TrainConfig, sources: Sequence[PairSource]) ->
     count = len(set(pairs.column("source_hash")))
     if count < 2:
         notes.append(
-            f"nothing is evaluated while training: it takes two videos or more that are not trained on, and "
-            f"data.heldout_ratio={options.data.heldout_ratio} holds {count} out; mine more, or name a mined folder "
-            "with eval.pairs=DIR (eval=none says nothing)"
+            "there will be no evaluation during training: it needs at least two videos that are not trained on, and "
+            f"data.heldout_ratio={options.data.heldout_ratio} keeps {count}. Mine more videos, or give a mined folder "
+            "with eval.pairs=DIR (eval=none turns evaluation and this note off)"
         )
         return [], notes
     return pairs, notes
 
 
 def make_accelerator(options: TrainOptions, run_dir: Path) -> Accelerator:
-    """Make the accelerator, which runs the training on one or many devices as `accelerate launch` or torchrun say."""
+    """Make the accelerator, which trains on one or many devices as set by `accelerate launch` or torchrun."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     accelerator = Accelerator(
@@ -283,7 +301,7 @@ T = TypeVar("T")
 
 
 def run_on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something once, and give all processes its result, or the error of ours that it raised."""
+    """Run something on the main process, and give all processes its result or its error."""
     from accelerate.utils import broadcast_object_list
 
     result: list[Any] = [None, None]

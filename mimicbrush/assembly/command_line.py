@@ -1,4 +1,4 @@
-"""Command lines that Hydra reads: text stays as it was typed, and a wrong option is one plain message.
+"""Command lines for Hydra: text is read as it was typed, and a wrong option gives one plain message.
 
 In Hydra's grammar 3.10 is a number, and a space, "=" or "(" in a file's name is an error. So the values of options
 that are text are quoted here before Hydra sees them. In a sweep (``-m``) a comma still separates two values, and
@@ -40,7 +40,7 @@ _FLAGS = {
     **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun"), True),
 }
 _SWEEP_FLAGS = {"--multirun", "-m"}
-#: Where configs of other folders may add options and choices, these are not known here.
+#: Flags with which configs of other folders may add options and choices that are not known here.
 _OTHER_CONFIGS = {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
 #: Characters beside the newline that end a line in YAML.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
@@ -83,7 +83,7 @@ class CommandOptions:
 
 
 def list_training_options(configs: Path) -> CommandOptions:
-    """List the options of ``configs/train.yaml``: which are text, and what the others may be, follows from their types.
+    """List the options of ``configs/train.yaml``. Their types say which are text, and what the others may be.
 
     Args:
         configs: the folder of that.
@@ -126,7 +126,7 @@ def list_subclasses(schema: type[Any]) -> Iterable[type[Any]]:
 
 
 def _walk(schema: type[Any], prefix: str = "") -> Iterable[tuple[str, tuple[Any, Field[Any]]]]:
-    """Yield name, type and field of every option, those of all subclasses (kinds of models) among them."""
+    """Yield name, type and field of every option, including those of all subclasses (kinds of models)."""
     for each_class in (schema, *list_subclasses(schema)):
         hints = get_type_hints(each_class)
         for each in fields(each_class):
@@ -152,7 +152,7 @@ def run_with_hydra(command: Callable[[], None], options: CommandOptions) -> None
     except (HydraException, OmegaConfBaseException) as error:
         raise describe_hydra_error(error) from error
     except OSError as error:  # of Hydra's own folders; what happens in the command has ended the process by now
-        raise InputError(f"the folder that Hydra works in cannot be written: {describe_os_error(error)}") from error
+        raise InputError(f"cannot write to the working folder of Hydra: {describe_os_error(error)}") from error
 
 
 def resolve_config(config: DictConfig) -> dict[str, Any]:
@@ -166,18 +166,18 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise InputError(
-            f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}; check what stands in ${{ }}"
+            f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}; check the interpolation ${{ }}"
         ) from error
     return values
 
 
 def describe_hydra_error(error: Exception) -> InputError:
-    """Describe an error of Hydra's or OmegaConf's in one message, without its advice for programmers."""
+    """Describe an error of Hydra or OmegaConf in one message, without its advice for programmers."""
     if absent := re.match(r"Could not override '(.+?)'", str(error)):
-        return InputError(f"{absent[1]}: the configs that were chosen have no such option")
+        return InputError(f"{absent[1]}: the chosen configs have no such option")
     lines = [line.strip() for line in str(error).splitlines()]
     advice = ("full_key", "object_type", "reference_type", "To append")
-    return InputError("these options cannot be used: " + "; ".join(x for x in lines if x and not x.startswith(advice)))
+    return InputError("these options are not valid: " + "; ".join(x for x in lines if x and not x.startswith(advice)))
 
 
 def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> list[str]:
@@ -192,7 +192,7 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
     """
     sweeps = bool(_SWEEP_FLAGS & set(arguments))
     knows_all = not _OTHER_CONFIGS & {argument.partition("=")[0] for argument in arguments}
-    # Hydra reads no option behind a flag that stands between options, so all flags come first.
+    # Hydra ignores options after a flag that is between options, so all flags come first.
     flags: list[str] = []
     translated = []
     rest = iter(arguments)
@@ -204,11 +204,11 @@ def translate_arguments(arguments: Sequence[str], options: CommandOptions) -> li
                 flags += [each for each in [next(rest, None)] if each is not None]
         elif argument.startswith("-") and key.strip("-"):
             if flag := get_close_matches(key, [name for name in _FLAGS if name.startswith("--")], n=1, cutoff=0.8):
-                raise InputError(f"there is no flag {key}; did you mean {flag[0]}?")
+                raise InputError(f"there is no flag {key}. Did you mean {flag[0]!r}?")
             written = _write_option(key.lstrip("-").replace("-", "_"), value or next(rest, "VALUE"), options)
-            raise InputError(f"{key}: options of this command have no dashes; write {written}")
+            raise InputError(f"{key}: options of this command have no dashes. Write {written}")
         elif not key.strip("+~-") or not (equals or argument.startswith("~")):
-            raise InputError(f"{argument}: an option is written NAME=VALUE, such as {_example(options)}")
+            raise InputError(f"{argument}: expected NAME=VALUE, such as {_example(options)}")
         else:
             translated.append(_translate(key, value, options, sweeps, knows_all) if equals else argument)
     return [*flags, *translated]
@@ -239,7 +239,7 @@ def _translate(key: str, value: str, options: CommandOptions, sweeps: bool, know
     text = TextOption() if name in _HYDRA_TEXT else _find(options.texts, name)
     if text is not None:
         if not value and not text.empty:
-            raise InputError(f"{name}= is empty; give a value, such as {name}=PATH, or leave it out")
+            raise InputError(f"{name}= is empty. Give a value, such as {name}=PATH, or leave it out")
         if sweeps and name not in _HYDRA_TEXT:
             parts = [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", value)]
             return f"{key}={','.join(_quote(part, text) for part in parts)}"
@@ -262,17 +262,17 @@ def _check_name(name: str, options: CommandOptions) -> None:
 
 
 def _check_choice(plus: str, group: str, value: str, options: CommandOptions, knows_all: bool) -> None:
-    """Check that a config of this name is there; what is more than a name, such as glob(*), is left to Hydra."""
+    """Check that there is a config of this name. Anything else, such as glob(*), is left to Hydra."""
     names = options.groups[group]
     if group in options.added and not plus:
-        raise InputError(f"{group}={value}: write it with a plus, +{group}={value}")
+        raise InputError(f"{group}={value}: this group needs a plus. Write +{group}={value}")
     for each in value.split(","):
         if knows_all and re.fullmatch(r"[\w-]+", each) and each not in (*names, "null"):
-            raise InputError(f"{plus}{group}={each}: must be one of {', '.join(names)}{suggest(each, names)}")
+            raise InputError(f"{plus}{group}={each}: expected one of {', '.join(names)}{suggest(each, names)}")
 
 
 def _check_value(name: str, value: str, declared: NumberRange | NumberList | Choices) -> None:
-    """Check a value that is no interpolation against what is declared."""
+    """Check a value against its declared range or choices, unless it is an interpolation."""
     if "${" in value:
         return
     try:
@@ -284,7 +284,7 @@ def _check_value(name: str, value: str, declared: NumberRange | NumberList | Cho
 
 
 def _quote(value: str, text: TextOption) -> str:
-    """Quote text in Hydra's grammar; a null or a list that the option takes stays what it is."""
+    """Quote text in the grammar of Hydra, except for a null or a list that the option accepts."""
     if value == "null" and text.null:
         return value
     if text.listed and value.startswith("[") and value.endswith("]"):
@@ -296,12 +296,12 @@ def _quote(value: str, text: TextOption) -> str:
 
 
 def escape_text(text: str) -> str:
-    """Escape what OmegaConf would take for an interpolation, so that text in a config is read as it is."""
+    """Escape interpolations of OmegaConf, so that text in a config is read literally."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def format_config(values: Any) -> str:
-    """Write the values of a config as YAML that is read again as the same values, whatever text they hold."""
+    """Write the values of a config as YAML that gives the same values when it is read, whatever their text is."""
     escaped = escape_texts(values)
     text = OmegaConf.to_yaml(escaped)
     if _LINE_ENDS.search(text):  # YAML takes these as ends of lines, and PyYAML writes them as they are

@@ -1,4 +1,4 @@
-"""Options of a run: their schemas, unknown names among them, and the identity of a run.
+"""Options of a run: their schemas, the search for unknown names, and the identity of a run.
 
 Every group of ``configs/train.yaml`` is a dataclass, registered here as its schema: defaults and meanings are stated
 once, in Python; YAML chooses; a misspelt key or a value of the wrong type is an error.
@@ -42,9 +42,9 @@ class TrainConfig:
     """Options of ``configs/train.yaml``.
 
     Attributes:
-        run_name: names the run's folder under runs/ and the run in a tracker.
-        run_dir: folder for everything that the run leaves.
-        seed: chooses weights (toy size), data, noise and drops.
+        run_name: name of the run, in trackers and for its folder in runs/.
+        run_dir: folder of the run.
+        seed: seed of the weights (of toy models), data, noise and drops.
     """
 
     run_name: str = MISSING
@@ -75,7 +75,7 @@ def register_schemas() -> None:
 
 
 def check_option_names(config: DictConfig) -> None:
-    """Refuse options that do not exist: Hydra lets ``+train.max_step=20`` pass, and nothing would read it.
+    """Refuse options that do not exist: Hydra accepts ``+train.max_step=20``, and nothing would read it.
 
     Raises:
         InputError: names them, and what may have been meant.
@@ -92,14 +92,14 @@ def _find_unknown(config: DictConfig, schema: Any, prefix: str = "") -> list[str
     for key in map(str, config):
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, n=1)
-            lines.append(f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else ""))
+            lines.append(f"{prefix}{key}" + (f". Did you mean {prefix + close[0]!r}?" if close else ""))
         elif not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
             lines += _find_unknown(config[key], OmegaConf.get_type(config[key]), f"{prefix}{key}.")
     return lines
 
 
 def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Fill in the options that ``model=pipeline`` leaves open with those that the pipeline was made for.
+    """Set the options that ``model=pipeline`` leaves open to those of the pipeline.
 
     Returns:
         The config, and where it differs from the pipeline.
@@ -114,7 +114,7 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
     from mimicbrush.pipelines.folder import read_conventions, read_networks
 
     if not model.path:
-        raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+        raise InputError("model=pipeline needs model.path=DIR (a pipeline folder) or model.path=released")
     try:
         folder = find_pipeline(model.path, fetch=False)
         read_networks(folder)
@@ -123,11 +123,13 @@ def apply_pipeline_conventions(config: DictConfig) -> tuple[DictConfig, list[str
         hint = (
             "Fetch the released weights with `mimicbrush fetch model=pipeline model.path=released`"
             if model.path == "released"
-            else "It is what an earlier run leaves in its run_dir; train that one first, or name another"
+            else "An earlier run writes this folder into its run_dir. Train that run first, or give another folder"
         )
         raise InputError(f"model.path={model.path} cannot be used: {error}\n  {hint}") from error
     chosen = [each.name for each in fields(PipelineModel) if model[each.name] != each.default and each.name != "path"]
-    options, changed = made_for.with_choices({name: model[name] for name in chosen}, config.train.prediction_type)
+    options, changed = made_for.with_choices(
+        {name: model[name] for name in chosen}, config.train.prediction_type, config.train.rescale_betas_zero_snr
+    )
     return cast(DictConfig, OmegaConf.merge(config, {"model": options})), changed
 
 
@@ -173,7 +175,7 @@ FREE_TO_CHANGE = (
 
 
 def run_identity(config: DictConfig, sources: Sequence[PairSource]) -> dict[str, Any]:
-    """Collect what a checkpoint must agree on to be resumed: option -> value, the pairs, the starting weights."""
+    """Collect what must be the same to resume a checkpoint: option -> value, the pairs, the starting weights."""
     bound = set()
     if not config.train.lr_scheduler.startswith("constant"):
         bound.add("train.max_steps")  # the rates of all steps depend on it
@@ -195,7 +197,7 @@ def _hash_starting_weights(config: DictConfig) -> str:
 
 
 def list_weight_files(model: FamilyOptions) -> list[Path]:
-    """List the files of all starting weights; none where these are random."""
+    """List the files of all starting weights; none if these are random."""
     from mimicbrush.models.pretrained.requirements import inspect_starting_weights
     from mimicbrush.pipelines.find_pipeline import find_pipeline
     from mimicbrush.pipelines.folder import read_networks
@@ -215,7 +217,7 @@ def list_weight_files(model: FamilyOptions) -> list[Path]:
 
 
 def flatten_config(config: DictConfig) -> dict[str, Any]:
-    """Flatten a config into option -> value, with dots in the names; lists become text, as trackers want it."""
+    """Flatten a config into option -> value for trackers, with dots in the names and lists as text."""
     flat: dict[str, Any] = {}
     for key, value in config.items_ex(resolve=True):
         if isinstance(value, DictConfig):

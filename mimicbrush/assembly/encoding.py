@@ -1,4 +1,4 @@
-"""Encoded views: what they depend on, the run that encodes them once, and the check before a run trains from them."""
+"""Encoded views: what they depend on, how they are encoded once, and the check before a run trains from them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mimicbrush.assembly.prerequisites import check_prerequisites, compose_train
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.locks import LOCK_NAME, hold_folder
 from mimicbrush.io.outputs import check_output_folder
+from mimicbrush.io.settings_file import find_setting_differences
 from mimicbrush.io.text import in_bytes
 from mimicbrush.models.options import ModelOptions
 from mimicbrush.types import ENCODED_TENSORS
@@ -45,7 +46,7 @@ _DECIDES = (
     "train.mixed_precision",
 )
 _NETWORKS = "frozen networks"
-#: So many values of each tensor of a network are hashed.
+#: Number of values of each tensor of a network that are hashed.
 _HASHED_VALUES = 4096
 
 
@@ -57,7 +58,7 @@ def collect_view_settings(config: DictConfig, pair_sources: Sequence[PairSource]
         if any(fnmatchcase(name, pattern) for pattern in _DECIDES)
     }
     if options.get("model.reference_encoder") == "shared":
-        options["model.reference_encoder"] = "unet"  # whichever U-Net reads: what is encoded is the same
+        options["model.reference_encoder"] = "unet"  # the encoded views do not depend on which U-Net reads
     pairs = {f"pairs {n} ({source.name})": _describe_pairs(source) for n, source in enumerate(pair_sources)}
     return {**options, **pairs}
 
@@ -73,7 +74,7 @@ def _describe_pairs(source: PairSource) -> str:
 
 
 def hash_networks(encoders: FrozenEncoders) -> str:
-    """Tell frozen networks apart by shapes and some values of each tensor, as they were loaded."""
+    """Hash frozen networks by the shapes and some values of their tensors, as they were loaded."""
     import torch
 
     digest = hashlib.sha256(str(encoders.vae.config.scaling_factor).encode())
@@ -110,13 +111,11 @@ def check_encoders_of(folder: EncodedFolder, encoders: FrozenEncoders) -> None:
 
 
 def _refuse_differences(folder: EncodedFolder, expected: dict[str, Any], named: str) -> None:
-    from mimicbrush.data.encoded_views import find_setting_differences
-
     if differences := find_setting_differences(folder.settings, expected):
         lines = "\n".join(f"  {each}" for each in differences)
         raise DataError(
             f"{named}{folder.path} was encoded with other settings:\n{lines}\n"
-            "Give the settings of the folder, or encode again into another folder with mimicbrush encode-views"
+            "Use the settings of the folder, or encode into another folder with mimicbrush encode-views"
         )
 
 
@@ -155,15 +154,15 @@ def encode_views(
     options = cast(TrainConfig, OmegaConf.to_object(config))
     if options.data.encoded_views or not options.data.fixed_views:
         raise InputError(
-            "give data.fixed_views=K, at least 1 (K is the number of views of each pair), and leave out "
+            "give data.fixed_views=K (K is the number of views of each pair, at least 1), and leave out "
             f"data.encoded_views (got {options.data.fixed_views} and {options.data.encoded_views!r})"
         )
     if options.data.num_references > 1:
         raise InputError(
-            f"encoded views hold one reference each; leave data.num_references out (got {options.data.num_references})"
+            f"encoded views have one reference each; leave out data.num_references (got {options.data.num_references})"
         )
     if not isinstance(options.model, ModelOptions):
-        raise InputError("encoded views are for the U-Nets, and the model is FLUX.2 klein; train it from pairs")
+        raise InputError("encoded views work only with the U-Nets, and this model is FLUX.2 klein; train it from pairs")
     from mimicbrush.data.encoded_views import read_encoded_folder
     from mimicbrush.data.manifest import check_outside_mined_folder
     from mimicbrush.training.objective import FrozenEncoders
@@ -178,7 +177,7 @@ def encode_views(
     settings = {**collect_view_settings(config, pair_sources), _NETWORKS: hash_networks(encoders)}
     encoders = encoders.to(device, choose_frozen_dtype(options.train.mixed_precision))
     side = components.unet.config.sample_size
-    del components  # the U-Nets are needed no more
+    del components  # the U-Nets are not needed any more
     constants = {
         name: tensor.cpu().contiguous()
         for name, tensor in zip(("no_image_tokens", "no_depth_map"), encoders.unconditional_inputs(device), strict=True)
@@ -190,7 +189,8 @@ def encode_views(
             _refuse_differences(existing, settings, "--output ")
             if (existing.forms, existing.num_rows) != (folder.forms, folder.num_rows):
                 raise DataError(
-                    f"--output {output} holds views of another precision; name another folder, or their --precision"
+                    f"--output {output} has views of another precision; give another folder, or the --precision of "
+                    "these views"
                 )
             folder = existing
         pending = [shard for shard in range(part[0], folder.num_shards, part[1]) if not folder.is_done(shard)]
@@ -228,12 +228,12 @@ def _hold_part(output: Path, part: tuple[int, int]) -> Iterator[None]:
 
 
 def describe_size(folder: EncodedFolder, count: int) -> str:
-    """Say how much space encoded views take, and for what."""
+    """Describe how much space encoded views need, and for what."""
     forms = folder.forms
     latents = sum(forms[name].num_bytes for name in ("mean", "std"))
     return (
         f"{folder.num_rows // count} pairs x {count} views x {in_bytes(folder.bytes_per_row)} = "
-        f"{in_bytes(folder.num_rows * folder.bytes_per_row)} in {folder.num_shards} shards; a view has "
+        f"{in_bytes(folder.num_rows * folder.bytes_per_row)} in {folder.num_shards} shards; each view has "
         f"{in_bytes(latents)} of latents, {in_bytes(forms['image_tokens'].num_bytes)} of image tokens, "
         f"{in_bytes(forms['depth_map'].num_bytes)} of depth ({forms['mean'].dtype})"
     )
@@ -252,7 +252,7 @@ def verify_views(output: Path) -> int:
 
     folder = read_encoded_folder(output)
     if folder is None:
-        raise DataError(f"--output {output} is no folder of encoded views")
+        raise DataError(f"--output {output} is not a folder of encoded views")
     with hold_folder(output):
         folder.read_constants()
         bad = [shard for shard in range(folder.num_shards) if not folder.is_intact(shard)]
@@ -262,7 +262,7 @@ def verify_views(output: Path) -> int:
         raise DataError(
             f"{len(bad)} of {folder.num_shards} shards in {output} are missing or damaged: "
             f"{', '.join(folder.shard_path(shard).name for shard in bad[:5])}{', ...' if len(bad) > 5 else ''}. "
-            "The command that encoded them, given once more without --verify, repairs them"
+            "To repair them, run the command that encoded them again, without --verify"
         )
     return folder.num_shards
 
@@ -272,7 +272,7 @@ def _check_holds_nothing_else(output: Path) -> None:
 
     ours = {"shards", "markers", CONSTANTS_NAME, SETTINGS_NAME}
     if output.is_dir() and any(path.name not in ours and path.name[0] != "." for path in output.iterdir()):
-        raise InputError(f"--output {output} exists and holds other things than encoded views; name another folder")
+        raise InputError(f"--output {output} exists and has other files than encoded views; give another folder")
 
 
 def _choose_device(options: TrainConfig, local_rank: int) -> torch.device:
@@ -344,7 +344,7 @@ def _encode_shards(
             for fault in list(faults.values())[:1]:
                 progress.write(f"unreadable: {fault}")
     if num_bad:
-        print(f"{num_bad} views are of pairs that could not be read; training replaces these by other pairs")
+        print(f"{num_bad} views have no data, because their pairs could not be read; training uses other pairs instead")
 
 
 def _collect_shard(
@@ -372,9 +372,9 @@ def _collect_shard(
             if is_bad.any():
                 row = rows[int(places[is_good][is_bad][0])]
                 raise DataError(
-                    f"{name} of view {row} does not fit {folder.forms[name].dtype} (largest value "
+                    f"{name} of view {row} does not fit into {folder.forms[name].dtype} (largest value "
                     f"{values[is_bad][0].abs().max():.4g}); encode into another folder with --precision float32. "
-                    "If the value is not finite, a pair or a network is faulty"
+                    "If the value is not finite, something is wrong with a pair or a network"
                 )
             tensors[name][places[is_good]] = stored
         faults |= dict(zip(places[~is_good].tolist(), views.faults, strict=True))

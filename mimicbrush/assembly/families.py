@@ -1,4 +1,4 @@
-"""The families of models side by side: how each becomes a method for the trainer, a folder, and what evaluates it.
+"""The families of models: how each becomes a method for the trainer, a folder, and an editor for evaluation.
 
 A family is chosen by the class of its options (`models.options`). Everything else in `assembly` is the same for all.
 """
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from mimicbrush.training.methods.flux2_klein_export import KleinExporter
     from mimicbrush.training.objective import FrozenEncoders, StoredEncoders
 
-#: Tokens of the prompt of a toy, whose tokens are bytes: few, since each costs as much as one of an image.
+#: Tokens of the prompt of a toy model (bytes): few, because each costs as much as a token of an image.
 TOY_PROMPT_TOKENS = 8
 
 
 class BuiltFamily(NamedTuple):
-    """What a run needs of its family.
+    """Everything that a run needs from its family of models.
 
     Attributes:
         method: for the trainer.
@@ -76,7 +76,7 @@ def check_family(options: TrainConfig) -> None:
         family, other = ("FLUX.2 klein", "the U-Nets") if is_klein else ("the U-Nets", "FLUX.2 klein")
         are, them = ("is", "it") if len(chosen) == 1 else ("are", "them")
         raise InputError(
-            f"{', '.join(chosen)} {are} only for {other}, and this model is of {family}; leave {them} at the default"
+            f"{', '.join(chosen)} {are} only for {other}, and this model uses {family}; leave {them} at the default"
         )
 
 
@@ -106,7 +106,7 @@ def build_family(
 def build_exporter(
     model_options: FamilyOptions, train_options: TrainOptions, seed: int, num_references: int, data: TrainingData
 ) -> tuple[nn.Module, PipelineExporter | KleinExporter]:
-    """Build the model of a run as it was before the first step, and what exports its weights.
+    """Build the model of a run as it was before the first step, and the exporter of its weights.
 
     Args:
         model_options, train_options, seed: of the run.
@@ -152,7 +152,7 @@ def _build_mimicbrush(
     model = build_model(components, model_options, options.train)
     freeze_and_adapt(dict(model.named_children()), options.train)
     exporter = PipelineExporter(model, components, model_options, options.train, training_data)
-    # Counted while all networks are on the CPU. It takes seconds, and says nothing about a CPU.
+    # Counted while all networks are on the CPU. It takes seconds, and is of no use for training on a CPU.
     flop_per_sample = None
     if is_on_gpu and not is_distilled:
         flop_per_sample = count_training_flop(model, encoders, encoded is not None, options.data.num_references)
@@ -161,7 +161,9 @@ def _build_mimicbrush(
     # With encoded views, only evaluation needs the frozen networks, and distillation their "no reference".
     if encoded is None or options.eval.every_steps or is_distilled:
         encoders = encoders.to(accelerator.device, choose_frozen_dtype(options.train.mixed_precision))
-    scheduler = noise_scheduler(options.train.prediction_type)
+    scheduler = noise_scheduler(
+        options.train.prediction_type, rescale_betas_zero_snr=options.train.rescale_betas_zero_snr
+    )
     kind = ConsistencyDistillation if is_distilled else MimicBrushMethod
     method = kind(model, encoders, scheduler, exporter, options.train, stored_encoders)
     return BuiltFamily(
@@ -198,8 +200,8 @@ def _build_klein(
     assert encoded is None  # see `check_family`
     if accelerator.distributed_type == DistributedType.FSDP:
         raise InputError(
-            "FLUX.2 klein with sharded weights (FSDP) was never tried; use DDP (configs/launch/eight_gpus.yaml) and "
-            "adapters (train.transformer=lora), whose states are small"
+            "FLUX.2 klein with sharded weights (FSDP) is not tested; use DDP (configs/launch/eight_gpus.yaml) and "
+            "adapters (train.transformer=lora), which need little memory"
         )
     parts, model, exporter = _build_klein_networks(
         cast(KleinOptions, options.model), options.train, options.seed, options.data.num_references, training_data
@@ -278,13 +280,13 @@ def _choose_taught_layers(parts: KleinComponents, size_px: int, options: TrainOp
     paths, patterns = klein_attention_paths(parts.transformer), options.correspondence_layers
     if absent := [pattern for pattern in patterns if not any(fnmatchcase(path, pattern) for path in paths)]:
         raise InputError(
-            f"train.correspondence_layers={list(absent)} name no layer; there are {paths[0]} to {paths[-1]}"
+            f"train.correspondence_layers={list(absent)}: no such layer; expected layers from {paths[0]} to {paths[-1]}"
         )
     side = size_px // 2 ** len(parts.vae.config.block_out_channels)
     if options.correspondence_weight and side < MIN_SIDE:
         raise InputError(
-            f"train.correspondence_weight needs {MIN_SIDE} x {MIN_SIDE} tokens or more, model.size_px={size_px} gives "
-            f"{side} x {side}; enlarge model.size_px, or set train.correspondence_weight=0"
+            f"train.correspondence_weight needs at least {MIN_SIDE} x {MIN_SIDE} tokens, and model.size_px={size_px} "
+            f"gives {side} x {side}; increase model.size_px, or set train.correspondence_weight=0"
         )
     return tuple(path for path in paths if not patterns or any(fnmatchcase(path, each) for each in patterns))
 
@@ -293,13 +295,23 @@ def _state_imitation(
     model: KleinOptions, train: TrainOptions, prompt: PromptEmbeddings, num_references: int
 ) -> KleinImitation:
     """State what the weights are trained for, and where their base is: beside them where it is a toy, or trained."""
+    from mimicbrush.models.flux2_klein.files import fingerprint_klein, locate_klein
     from mimicbrush.models.pretrained.weights import split_revision
     from mimicbrush.pipelines.flux2_klein import KleinImitation
     from mimicbrush.pipelines.klein.folder import BASE_FOLDER
 
-    base, revision = BASE_FOLDER, None
+    base, revision, base_fingerprint = BASE_FOLDER, None, None
     if isinstance(model, Flux2KleinModel) and train.transformer == "lora":
         base, revision = split_revision(model.base)
+        base_fingerprint = fingerprint_klein(locate_klein(model.base))
         if Path(model.base).is_dir():
             base, revision = str(Path(model.base).resolve()), None
-    return KleinImitation(base, revision, model.size_px, prompt.facts.prompt, prompt.checksum, num_references)
+    return KleinImitation(
+        base,
+        revision,
+        model.size_px,
+        prompt.facts.prompt,
+        prompt.checksum,
+        num_references,
+        base_fingerprint=base_fingerprint,
+    )

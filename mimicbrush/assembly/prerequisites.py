@@ -28,7 +28,7 @@ SMALL_MODEL_DATA = "small_model_data"
 
 
 def check_prerequisites(config: DictConfig) -> None:
-    """Check within seconds that data, weights, packages and GPUs are there; name all that are absent.
+    """Check within seconds that data, weights, packages and GPUs are available; the error lists all that are missing.
 
     Raises:
         InputError: says what is missing, which option points to it and how to get it.
@@ -36,7 +36,7 @@ def check_prerequisites(config: DictConfig) -> None:
     missing: list[str] = []
     missing += _find_absent_folders(config.data)
     if config.eval.every_steps and config.eval.pairs and not Path(config.eval.pairs).is_dir():
-        missing.append(f"eval.pairs is no folder: {config.eval.pairs}. It names a folder of mined pairs to evaluate on")
+        missing.append(f"eval.pairs={config.eval.pairs} is not a folder. Give a folder of mined pairs to evaluate on")
     model = OmegaConf.to_object(config.model)
     if isinstance(model, PretrainedModel | Flux2KleinModel):
         try:
@@ -48,7 +48,7 @@ def check_prerequisites(config: DictConfig) -> None:
             missing.append(str(error))
     if config.train.tracker != "none" and importlib.util.find_spec(config.train.tracker) is None:
         missing.append(
-            f"train.tracker={config.train.tracker}, but that package is not installed. "
+            f"train.tracker={config.train.tracker} needs the package {config.train.tracker}. "
             f"Install it (pip install {config.train.tracker}), or use train.tracker=none"
         )
     is_klein = isinstance(model, KleinOptions)
@@ -56,27 +56,27 @@ def check_prerequisites(config: DictConfig) -> None:
     if "lora" in [config.train[part] for part in parts] and importlib.util.find_spec("peft") is None:
         missing.append(f"adapters (lora) need the package peft. Install it: {install_command('lora')}")
     if config.train.device == "cuda" and not _has_gpu():
-        paper = " The paper's setting needs 8 GPUs of the A100 class (or one, and patience: gradients are accumulated);"
+        paper = " The setting of the paper needs 8 GPUs such as A100, or much more time on one GPU."
         missing.append(
             f"train.device=cuda, but PyTorch sees no CUDA GPU.{'' if is_klein else paper}\n"
-            "  train.device=cpu computes on a CPU."
+            "  With train.device=cpu, it runs on the CPU."
         )
     if missing:
         smoke = "klein_smoke" if is_klein else "smoke"
-        toy = f"To try everything on a CPU, without weights: mimicbrush train +experiment={smoke} data.root=DIR"
+        toy = f"To try everything on a CPU, without any weights: mimicbrush train +experiment={smoke} data.root=DIR"
         raise InputError("\n".join(["this run cannot start:", *[f"- {item}" for item in missing], toy]))
 
 
 def _find_absent_folders(data: DictConfig) -> list[str]:
-    """List the folders of mined pairs that are not given, or not there, with what to do."""
+    """List the folders of mined pairs that are not given or do not exist, with what to do."""
     named = {f"data.sources.{name}.root": source.root for name, source in data.sources.items()}
     if data.root or not named:
         named["data.root"] = data.root
     mine = "mimicbrush mine input=FOLDER_OF_VIDEOS output=DIR"
     make_small_model_data = f"mimicbrush data --output {SMALL_MODEL_DATA} (docs/training.md)"
     return [
-        f"{option} {f'is no folder: {root}' if root else 'is not set'}. It names a folder of mined pairs; make one "
-        f"with\n  {make_small_model_data if Path(root or '.').parts[:1] == (SMALL_MODEL_DATA,) else mine}"
+        f"{f'{option}={root} is not a folder' if root else f'{option} is not set'}. Give a folder of mined pairs; "
+        f"to make one:\n  {make_small_model_data if Path(root or '.').parts[:1] == (SMALL_MODEL_DATA,) else mine}"
         for option, root in named.items()
         if not root or not Path(root).is_dir()
     ]
@@ -109,7 +109,7 @@ def compose_training(overrides: Sequence[str], configs: Path) -> DictConfig:
 
 
 def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions:
-    """Compose the options of the training data alone, for commands that draw samples and train nothing.
+    """Compose only the options of the training data, for commands that use samples without training.
 
     Args:
         overrides: of ``configs/train.yaml``, those of its group data.
@@ -124,7 +124,7 @@ def compose_data_options(overrides: Sequence[str], configs: Path) -> DataOptions
 
 
 def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, deep: bool) -> list[PartReport]:
-    """Fetch, where that is wanted, and check the weights that a training run with these options would begin from.
+    """Check the weights that a training run with these options starts from, and download missing ones if wanted.
 
     For FLUX.2 klein this also encodes the prompt, where fetching is wanted.
 
@@ -148,7 +148,7 @@ def provide_weights(overrides: Sequence[str], configs: Path, *, fetching: bool, 
         from mimicbrush.pipelines.open_pipeline import inspect_pipeline_networks
 
         if not config.model.path:
-            raise InputError("model=pipeline needs model.path: the folder of a pipeline, or released")
+            raise InputError("model=pipeline needs model.path=DIR (a pipeline folder) or model.path=released")
         return inspect_pipeline_networks(find_pipeline(config.model.path, fetch=fetching), deep)
     model = OmegaConf.to_object(config.model)
     if isinstance(model, Flux2KleinModel):

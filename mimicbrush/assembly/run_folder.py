@@ -1,4 +1,4 @@
-"""The mark of a complete run, written last. Nothing heavy is imported, so that a sweep can skip a run at once."""
+"""The mark of a complete run, written last. This module imports nothing heavy, so a sweep can skip a run at once."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class FinishedRun:
 
 
 def write_finished_run(run_dir: Path, finished: FinishedRun) -> None:
-    """Mark a run as complete; everything else must be there already."""
+    """Mark a run as complete, after everything else is written."""
     write_json(run_dir / FINISHED_FILE, asdict(finished))
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun | None:
-    """Read the result of a run; None where it is not complete.
+    """Read the result of a run; None if it is not complete.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -49,11 +49,13 @@ def read_finished_run(run_dir: Path) -> FinishedRun | None:
     try:
         return FinishedRun(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it, and the run goes on where it stands") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it, then run the same command again to continue"
+        ) from error
 
 
 def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int, resume: str) -> FinishedRun | None:
-    """Find the result of a run that has nothing left to do; None where it may go on, or start.
+    """Find the result of a run that has nothing left to do; None if it can continue or start.
 
     Args:
         run_dir: of the run.
@@ -70,18 +72,18 @@ def find_finished_run(run_dir: Path, identity: Mapping[str, Any], max_steps: int
     differing = find_identity_differences(finished.identity, identity)
     if differing:
         raise CheckpointError(
-            f"{run_dir} holds another run, which is complete ({'; '.join(differing)}); use the same options, or start "
-            "in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
+            f"{run_dir} has another run, which is complete ({'; '.join(differing)}); use the same options, or start "
+            "in another folder (run_dir=..., or hydra.sweep.dir=... for a sweep)"
         )
     if not list_checkpoints(run_dir / "checkpoints"):
         if resume == "never":
             raise CheckpointError(
-                f"{run_dir} already holds this run, complete with {finished.steps} steps; start in another folder "
-                "(run_dir=..., of a sweep hydra.sweep.dir=...)"
+                f"{run_dir} already has this run, complete with {finished.steps} steps; start in another folder "
+                "(run_dir=..., or hydra.sweep.dir=... for a sweep)"
             )
         if finished.steps < max_steps:
             raise CheckpointError(
-                f"{run_dir} holds this run, complete with {finished.steps} steps, and no checkpoint to go on from to "
+                f"{run_dir} has this run, complete with {finished.steps} steps, but no checkpoint to continue from to "
                 f"train.max_steps={max_steps}; start in another run_dir"
             )
     return finished if resume == "latest" and finished.steps >= max_steps else None

@@ -1,4 +1,4 @@
-"""The table of a sweep: the result of each job, beside the paper's. Nothing heavy is imported."""
+"""The table of a sweep: the result of each job next to that of the paper. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _COLUMNS = {
 }
 _GAINS = [f"heldout/{key}" for key in GAINS]
 _NOTE = (
-    "Losses are those of the last steps, held-out figures those of the last evaluation (of the averaged weights, on "
-    "pairs that were not trained on; nothing is pasted back). The paper's values are of its part-composition "
-    "benchmark (Table 3), of weights trained at full scale: what compares is the order of the rows, not the values."
+    "Losses are from the last steps. Held-out figures are from the last evaluation: with the averaged weights, on "
+    "pairs that were not trained on, without pasting back. The paper's values are from its part-composition benchmark "
+    "(Table 3), with weights trained at full scale: compare the order of the rows, not the values."
 )
 
 
@@ -68,7 +68,7 @@ class SweepRun:
 
     @property
     def row(self) -> str:
-        """Name of the table row, which runs that differ by their seed alone share."""
+        """Name of the table row. Runs that differ only by their seed have the same row."""
         return self.folder.replace(f"-seed{self.seed}", "", 1)
 
 
@@ -85,14 +85,14 @@ def read_sweep(folder: Path) -> list[SweepRun]:
             runs.append(_read_run(folder, Path(where)))
     if not runs:
         raise InputError(
-            f"{folder} holds no job of a sweep (no */{JOB_FILE}); name the folder that was given as hydra.sweep.dir"
+            f"{folder} has no jobs of a sweep (no */{JOB_FILE}). Give the folder that was hydra.sweep.dir of the sweep"
         )
     order = {name: number for number, name in enumerate(ABLATIONS)}
     return sorted(runs, key=lambda run: (order.get(run.run_name, len(order)), run.row, run.seed))
 
 
 def _read_run(sweep: Path, folder: Path) -> SweepRun:
-    """A job of a sweep; one whose files are damaged is a failed one, and costs no other job its row."""
+    """Read a job of a sweep. One with damaged files counts as failed, and does not affect the other jobs."""
     try:
         return _read_files(sweep, folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,7 +156,7 @@ def _means(runs: Sequence[SweepRun]) -> dict[str, float]:
 
 
 def collect_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
-    """Collect the table for programs: per row the paper's values, every run, and the means over complete ones."""
+    """Collect the table for programs: for each row, the values of the paper, all runs, and means over complete runs."""
     rows = []
     for row, of_row in _by_row(runs).items():
         paper = ABLATIONS.get(of_row[0].run_name)
@@ -180,7 +180,7 @@ def collect_values(runs: Sequence[SweepRun]) -> dict[str, Any]:
 
 
 def format_markdown(runs: Sequence[SweepRun]) -> str:
-    """Format the table for people; of several seeds their mean comes first, then each."""
+    """Format the table as Markdown. With several seeds, their mean comes first, then each seed."""
     headings = ["row", "seed", "steps", *(heading for heading, _ in _COLUMNS.values())]
     headings += [f"paper: {PAPER_COLUMNS[0]}", *PAPER_COLUMNS[1:]]
     lines = [headings, ["---"] * len(headings)]
@@ -198,7 +198,10 @@ def format_markdown(runs: Sequence[SweepRun]) -> str:
     notes = [f"* {run.folder} failed: {run.error.splitlines()[0]}" for run in runs if run.error]
     fewest = min((run.figures["heldout/n_sources"] for run in runs if "heldout/n_sources" in run.figures), default=None)
     if fewest is not None and fewest < MIN_SOURCES:
-        notes.append(f"* Held-out pairs are of {fewest:g} videos only: the intervals are too narrow, and show little.")
+        notes.append(
+            f"* Held-out pairs come from only {fewest:g} videos: the intervals are too narrow, and the result is not "
+            "reliable."
+        )
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n".join([table, "", _NOTE, *([""] if notes else []), *notes]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Sweeps, ``mimicbrush train -m``: one that is started again skips complete jobs and goes on with the others.
+"""Sweeps, ``mimicbrush train -m``. If a sweep is started again, it skips complete jobs and runs the others.
 
 Hydra itself gives every job a number, runs all of them again, and reports no more than the first that failed.
 """
@@ -31,7 +31,7 @@ _SWEEP_FILE = "multirun.yaml"
 
 
 class SweepCallback(Callback):
-    """Callback of Hydra that gives each job a folder by its options alone, and sums up at the end."""
+    """Callback of Hydra that names the folder of each job by its options, and prints a table at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the folders, unless ``hydra.sweep.subdir`` is given on the command line.
@@ -46,12 +46,12 @@ class SweepCallback(Callback):
             return
         params = config.hydra.sweeper.get("params") or {}
         swept = [*(f"{key}={params[key]}" for key in params), *config.hydra.overrides.task]
-        # Each job is composed again, of these overrides and its own.
+        # Each job is composed again, from these overrides and its own.
         with read_write(config), open_dict(config):
             overrides.append(f"hydra.sweep.subdir='{subdir_for(swept)}'")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the table, and name the jobs that failed; with any, the exit status is 1."""
+        """Print and write the table, and list the jobs that failed; if any did, the exit status is 1."""
         if not _is_first_process():
             return
         folder = Path(config.hydra.sweep.dir)
@@ -60,7 +60,10 @@ class SweepCallback(Callback):
         failed = [run for run in runs if run.state == "failed" and run.failed_ns >= began_ns]
         if failed:
             names = "".join(f"\n  {run.folder}: {run.error}" for run in failed)
-            print(f"error: {len(failed)} of the jobs failed; the same command tries again:{names}", file=sys.stderr)
+            print(
+                f"error: {len(failed)} of the jobs failed. Run the same command again to retry them:{names}",
+                file=sys.stderr,
+            )
             raise SystemExit(1)
 
 
@@ -81,12 +84,12 @@ def subdir_for(overrides: Sequence[str]) -> str:
         key: f"${{{key}}}" if "." in key or key == "run_dir" else f"${{hydra:runtime.choices.{key}}}"
         for key in sorted(swept)
     }
-    # Neither "=" nor ",": a folder of a sweep is to be named on Hydra's command lines, too.
+    # Neither "=" nor ",": users also give the folder of a job on command lines of Hydra.
     return "${run_name}-seed${seed}" + "".join(f"-{key.replace('/', '.')}_{value}" for key, value in values.items())
 
 
 def train_job(config: DictConfig) -> None:
-    """Train one job of a sweep. A failure is written into its folder, and the others go on.
+    """Train one job of a sweep. A failure is written into its folder, and the other jobs run.
 
     Raises:
         SystemExit: a signal ended the training, or one of several processes that train together failed, without which
@@ -119,7 +122,7 @@ def train_job(config: DictConfig) -> None:
 
 
 def _write_job(config: DictConfig, run_dir: Path) -> None:
-    """Write the file by which the table finds the job; one with the same text is not touched."""
+    """Write the file by which the table finds the job, unless it already has this text."""
     about = {"run_name": config.run_name, "seed": config.seed, "max_steps": config.train.max_steps}
     text, path = json.dumps(about), run_dir / JOB_FILE
     if not path.is_file() or path.read_text() != text:
@@ -127,13 +130,13 @@ def _write_job(config: DictConfig, run_dir: Path) -> None:
 
 
 def _write_failure(run_dir: Path, error: str) -> int:
-    """Write why the job failed; return the status to end with, 0 where the sweep can go on."""
+    """Write why the job failed; return the exit status, 0 if the sweep can continue."""
     write_json(run_dir / FAILED_FILE, {"error": error})
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
     print(
-        f"error: the sweep ends with {run_dir.name}, for its other processes may wait for this one; leave this job out "
-        "to go on with the others",
+        f"error: the sweep ends with {run_dir.name}, because its other processes may wait for this one. Leave out this "
+        "job to continue with the others",
         file=sys.stderr,
     )
     return 1
@@ -155,12 +158,12 @@ def _is_first_process() -> bool:
 
 
 def _reset_process() -> None:
-    """Reset the process for the next job, which may want another precision, or all of the memory."""
+    """Reset the process for the next job, which may use another precision or need all of the memory."""
     accelerate_state, wandb, torch = (sys.modules.get(name) for name in ("accelerate.state", "wandb", "torch"))
     if accelerate_state is not None:
         connected = torch is not None and torch.distributed.is_initialized()
         accelerate_state.AcceleratorState._reset_state(reset_partial_state=not connected)
-    if wandb is not None and wandb.run is not None:  # of a job that failed: the next would go on with its run
+    if wandb is not None and wandb.run is not None:  # of a job that failed: the next one would continue its run
         wandb.finish(exit_code=1)
     gc.collect()
     if torch is not None and torch.cuda.is_available():

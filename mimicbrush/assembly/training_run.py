@@ -1,4 +1,4 @@
-"""A training run from its options: plan it, build it, run it; and a pipeline from the checkpoints of a run."""
+"""A training run from its options: plan it, build it, and run it. Also makes pipelines from checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -119,14 +119,16 @@ class BuiltRun:
 
 
 def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
-    """1. Find out what will be run; None where the run is complete already, which is printed.
+    """1. Plan the run; None if it is already complete, which is printed.
 
     Raises:
         MimicBrushError: an option, the data or the run folder do not allow it.
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes the main one asks, once they are connected
+    if (
+        os.environ.get("WORLD_SIZE", "1") == "1"
+    ):  # with several processes, the main one checks it after they are connected
         check_output_folder(run_dir, "run_dir=")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))
@@ -142,13 +144,13 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     pair_sources, notes = read_pair_sources(options.data)
     if options.train.never_warms_up():
         notes.append(
-            "the run ends before train.learning_rate is reached: "
+            "the run ends before the learning rate reaches train.learning_rate: "
             f"train.lr_warmup_steps={options.train.lr_warmup_steps}, train.max_steps={options.train.max_steps}"
         )
     identity = run_identity(config, pair_sources)
     finished = find_finished_run(run_dir, identity, options.train.max_steps, options.train.resume)
     if finished is not None:
-        print(f"{run_dir} is complete ({finished.steps} steps): skipped. train.max_steps=MORE goes on")
+        print(f"{run_dir} is complete ({finished.steps} steps): skipped. To continue, set a larger train.max_steps")
         return None
     encoded = check_encoded_views(config, pair_sources) if options.data.encoded_views else None
     # Another run's checkpoint is refused here, within seconds; the full check of the files comes later.
@@ -159,7 +161,7 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
 
 
 def _check_distillation(options: TrainConfig) -> None:
-    """Check what distillation needs beside its own options.
+    """Check the other options that distillation needs.
 
     Raises:
         InputError: there is no teacher, or evaluations would take more steps than are learnt.
@@ -171,8 +173,8 @@ def _check_distillation(options: TrainConfig) -> None:
     steps, most = options.eval.num_inference_steps, options.train.distill_ddim_steps
     if options.eval.every_steps and steps is not None and steps > most:
         raise InputError(
-            f"eval.num_inference_steps={steps} is more than train.distill_ddim_steps={most}, the most that are learnt; "
-            "eval.num_inference_steps=null evaluates with train.default_num_inference_steps"
+            f"eval.num_inference_steps={steps} is more than train.distill_ddim_steps={most}, the most steps that the "
+            "model learns; with eval.num_inference_steps=null, evaluations use train.default_num_inference_steps"
         )
 
 
@@ -197,13 +199,13 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
 
     options, run_dir = plan.options, plan.run_dir
 
-    # The devices, and the checkpoint to go on from.
+    # The devices, and the checkpoint to continue from.
     accelerator = make_accelerator(options.train, run_dir)
     is_distilled = options.train.distill != "none"
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     for name, is_chosen in (("train.compile", options.train.compile), ("train.distill", is_distilled)):
         if is_sharded and is_chosen:
-            raise InputError(f"{name} with sharded weights was never tried; leave out one of them")
+            raise InputError(f"{name} with sharded weights is not tested; leave out one of them")
 
     def take_run_dir() -> None:
         for folder in (run_dir, run_dir / "checkpoints", run_dir / "pipeline"):
@@ -222,7 +224,7 @@ def _build_run(plan: RunPlan, held: ExitStack) -> BuiltRun:
     # The networks: those that are trained, and the frozen ones in the type that they run in.
     if options.train.cpu_threads:
         torch.set_num_threads(options.train.cpu_threads)
-    set_seed(options.seed % 2**32)  # it also sets NumPy's global seed, which takes 32 bits and which nothing here uses
+    set_seed(options.seed % 2**32)  # it also sets the global seed of NumPy (32 bits), which nothing here uses
     training_data = find_training_data(options, plan.pair_sources)
     family = build_family(options, plan.encoded, training_data, accelerator)
     num_trained = sum(parameter.numel() for parameter in family.method.trained_parameters().values())
@@ -272,7 +274,7 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, family: BuiltFamily, f
 
     options, folder = plan.options, plan.run_dir / "heldout"
     hooks = TrainingHooks(evaluate_every=options.eval.every_steps)
-    # The evaluation at the step from which the run goes on is made again: its checkpoint was written before it.
+    # The evaluation at the first step is repeated: the checkpoint was written before it.
     is_repeated = hooks.is_due(first_step, options.train.max_steps)
     evaluate = build_evaluation(options, plan.pair_sources, plan.run_dir, accelerator, first_step - is_repeated)
     if evaluate is None:
@@ -297,7 +299,7 @@ def _build_hooks(plan: RunPlan, accelerator: Accelerator, family: BuiltFamily, f
 
 
 def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
-    """3. Run it, and say how it went; return the exit status.
+    """3. Run it, and report the result; return the exit status.
 
     Raises:
         MimicBrushError: see `Trainer.train`.
@@ -322,23 +324,24 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
     accelerator.trackers.clear()
     if result.failed_evaluations:
         accelerator.print(f"warning: {result.failed_evaluations} evaluation(s) on held-out pairs failed, see above")
-    accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them is gone
+    accelerator.wait_for_everyone()  # a launcher may end all processes as soon as one of them ends
     if not stay_connected:
         accelerator.end_training()
     if result.signal:
         accelerator.print(
             f"stopped by signal {result.signal} after step {result.step} of {max_steps}; saved. "
-            "train.resume=latest goes on; "
-            f"mimicbrush export {shlex.quote(str(run_dir))} makes a pipeline of it"
+            "To continue, run with train.resume=latest. To make a pipeline of it: "
+            f"mimicbrush export {shlex.quote(str(run_dir))}"
         )
         return EXIT_STATUS[result.signal]
     if accelerator.is_main_process and result.step >= max_steps:
         figures = finite_or_none(result.figures)
         write_finished_run(run_dir, FinishedRun(result.step, result.seconds, figures, plan.identity))
+    is_done_before = result.step == run.first_step >= max_steps
     accelerator.print(
         f"{result.step} of {max_steps} steps done"
-        + (" before; train.max_steps=MORE goes on" if result.step == run.first_step >= max_steps else "")
-        + ("; train.resume=latest goes on" if result.step < max_steps else "")
+        + (" in an earlier run; to continue, set a larger train.max_steps" if is_done_before else "")
+        + ("; to continue, run with train.resume=latest" if result.step < max_steps else "")
         + ". Edit with its pipeline:\n"
         f"  mimicbrush edit REF.jpg SRC.jpg MASK.png --model {shlex.quote(str(run_dir / 'pipeline'))}"
     )
@@ -346,7 +349,7 @@ def _run_and_report(plan: RunPlan, run: BuiltRun, stay_connected: bool) -> int:
 
 
 def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = True, half: bool = False) -> Path:
-    """Make a pipeline of a checkpoint of a run, whether the run is over or goes on.
+    """Make a pipeline from a checkpoint of a run, which may still be in progress.
 
     Args:
         run_dir: of the run.
@@ -365,12 +368,12 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     """
     for name in (CONFIG_FILE, TRAINING_DATA_FILE):
         if not (run_dir / name).is_file():
-            raise InputError(f"{run_dir} is no folder of a training run (it has no {name})")
+            raise InputError(f"{run_dir} is not the folder of a training run (it has no {name})")
     from mimicbrush.data.manifest import check_outside_mined_folder
 
     check_outside_mined_folder(output, f"--output {output}")
     if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
-        raise InputError(f"{output} exists and is no pipeline folder; name another")
+        raise InputError(f"{output} exists and is not a pipeline folder; choose another folder")
     older = run_dir / "pipeline"
     size = sum(path.stat().st_size for path in older.rglob("*") if path.is_file())
     check_output_folder(output, "--output", is_replaced=True, needed_bytes=size // 2 if half else size)
@@ -389,7 +392,7 @@ def export_run(run_dir: Path, checkpoint: str, output: Path, *, average: bool = 
     seed, model_options, train_options, num_references = _read_stored_options(run_dir / CONFIG_FILE)
     before = checkpoints.read_state(folder)["identity"]["starting weights"]
     if before != fingerprint(list_weight_files(model_options)):  # frozen or adapted weights are not in the checkpoint
-        raise WeightsError(f"the starting weights of {run_dir} are not what they were when it began; put them back")
+        raise WeightsError(f"the starting weights of {run_dir} have changed since the run began; restore them")
     training_data = read_training_data(run_dir)
     assert training_data is not None
     model, exporter = build_exporter(model_options, train_options, seed, num_references, training_data)
@@ -412,15 +415,15 @@ def _read_stored_options(path: Path) -> tuple[int, FamilyOptions, TrainOptions, 
         return int(config.seed), cast(FamilyOptions, model), cast(TrainOptions, train), num_references
     except (OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({make_storable(str(error))}); it must be as the run wrote it: put it back, or "
-            "correct what is named here"
+            f"{path} cannot be read ({make_storable(str(error))}); restore the file as the run wrote it, or "
+            "correct the error"
         ) from error
 
 
 def _model_schema(model: DictConfig) -> type[FamilyOptions]:
-    """Find the schema of a saved configuration: the one with all of its options, and perhaps newer ones."""
+    """Find the schema of a saved configuration: the one with all of its options, and possibly newer ones."""
     schemas = (ToyModel, PretrainedModel, PipelineModel, ToyFlux2KleinModel, Flux2KleinModel)
     found = [schema for schema in schemas if {each.name for each in fields(schema)} >= set(model)]
     if not found:
-        raise ValueError(f"no kind of model has all of the options {', '.join(map(str, model))}")
+        raise ValueError(f"no kind of model has all of these options: {', '.join(map(str, model))}")
     return found[0]

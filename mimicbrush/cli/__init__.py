@@ -1,4 +1,4 @@
-"""The commands: arguments in, the rooms called, a message out.
+"""The commands. Each reads its arguments, calls the other packages, and prints a message.
 
 Each module has a ``main()``. ``mimicbrush COMMAND`` (`mimicbrush.__main__`) and the file in ``scripts/`` both run it.
 
@@ -11,13 +11,13 @@ Each module has a ``main()``. ``mimicbrush COMMAND`` (`mimicbrush.__main__`) and
     fetch       fetch          fetch_weights.py       fetch and check starting weights
     train       train          train.py               train a model, or a sweep of them
     export      export         export_run.py          a checkpoint -> a pipeline folder
-    convert     convert        convert_checkpoint.py  released checkpoints in and out
+    convert     convert        convert_checkpoint.py  weights from and to other formats
     evaluate    evaluate       evaluate.py            held-out pairs, or a benchmark
     benchmark   benchmark      build_benchmark.py     images and videos -> a benchmark
     pck         pck            pck.py                 keypoint transfer
     study       study          user_study.py          a blind user study
 
-``dev/`` has the commands that repeat what comes with the project. ``project_files`` finds what belongs
-to the commands: configs, lists of data. The modules of train, mine and evaluate are the only ones outside of
-`mimicbrush.assembly` that import Hydra: it reads their command lines.
+``dev/`` has the commands that reproduce the results of the project. ``project_files`` finds the files of
+the commands: configs and lists of data. Only train, mine and evaluate import Hydra outside of
+`mimicbrush.assembly`: it reads their command lines.
 """

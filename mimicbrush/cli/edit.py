@@ -1,8 +1,13 @@
-"""Edit an image by imitating another: mimicbrush edit REF.jpg SRC.jpg MASK.png --model DIR.
+"""Edit an image: repaint the masked part by imitating a reference image.
 
-The images can be named, too: mimicbrush edit --source SRC.jpg --mask MASK.png --reference REF.jpg. Then 2 to 4
-references are imitated together (--reference A.jpg B.jpg). --mask-box repaints a box, without a mask file.
-Many edits: mimicbrush edit --batch FOLDER_OR_LIST.jsonl --output-dir OUT --model DIR (docs/editing.md).
+mimicbrush edit REF.jpg SRC.jpg MASK.png
+mimicbrush edit --reference REF.jpg --source SRC.jpg --mask MASK.png
+mimicbrush edit --batch LIST.jsonl --output-dir OUT
+
+The result is SRC_edited.png in the current folder; -o FILE changes this. By
+name, --reference takes up to 4 images of the same thing, which are imitated
+together. --mask-box replaces a mask file. --batch makes many edits. See
+docs/editing.md for more.
 """
 
 from __future__ import annotations
@@ -53,98 +58,95 @@ if TYPE_CHECKING:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; None takes that of the process."""
+    """Read the command line; None reads that of the process."""
     parser = CommandParser(description=__doc__, usage="%(prog)s [REF SRC MASK] [OPTION ...]")
     _add_images(parser)
-    add = parser.add_argument_group("how to edit").add_argument
+    _add_outputs(parser)
+    add = parser.add_argument_group("editing").add_argument
     add(
         "--model",
         metavar="DIR|released|small",
-        help="folder of a pipeline or of a training run; released: the authors' weights; small: the small model that "
-        "comes with the project (default)",
+        help="folder of a pipeline or of a training run, or a LoRA file of FLUX.2 klein; released: the weights of the "
+        "paper's authors; small (default): the small model that comes with the project",
     )
-    add("--steps", type=STEPS_RANGE.read, help="denoising steps; more take longer (default: those of the model)")
+    add("--steps", type=STEPS_RANGE.read, help="number of denoising steps (default: as stored with the model)")
     add(
         "--guidance",
         type=GUIDANCE_RANGE.read,
-        help="how strongly to follow the reference; 1 or less turns this off (default: that of the model)",
+        help="guidance scale: how strongly to follow the reference; 1 or less turns guidance off (default: as stored "
+        "with the model)",
     )
-    add("--seed", type=SEED_RANGE.read, default=1, help="number that chooses the noise: another result (default: 1)")
+    add(
+        "--seed",
+        type=SEED_RANGE.read,
+        default=1,
+        help="seed of the noise; another seed gives another result (default: 1)",
+    )
     add(
         "--num-images",
         type=NumberRange(at_least=1, at_most=1000, whole=True).read,
         default=1,
         metavar="N",
-        help="make N results, of the seeds SEED, SEED + 1, ... (default: 1)",
+        help="make N results, with the seeds SEED, SEED + 1, ... (default: 1)",
     )
     add(
         "--keep-shape",
         action=argparse.BooleanOptionalAction,
-        help="take only the texture from the reference, and keep the shape of the source (default: only in a batch, "
-        f"under {TEXTURE_FOLDER}/)",
+        help="texture transfer: keep the shape of the source, and take only the texture from the reference (default: "
+        f"only for the edits of a batch in {TEXTURE_FOLDER}/)",
     )
     add(
         "--crop",
         **one_of("full", "auto"),
         default="full",
-        help="auto: edit a square around the mask at full resolution; full: the whole image (default)",
+        help="full: edit the whole image (default); auto: edit a square around the mask, at a higher resolution",
     )
     add(
         "--reference-crop",
         type=_box,
         metavar="X0,Y0,X1,Y1",
-        help="imitate only this box of the reference, in its pixels",
+        help="use only this box of the reference, in pixels",
     )
     add(
         "--auto-zoom",
         action="store_true",
-        help="edit twice, the second time with the part of the reference that the first looked at",
+        help="edit twice: the second edit uses only the part of the reference that the first one looked at",
     )
     add(
         "--paste-back",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put the result into the source (default); no: write the square that the model painted",
+        help="copy the repainted part into the source (default), or write the whole square that the model painted",
     )
-    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    add("--device", **one_of("auto", "cpu", "cuda"), default="auto", help="device to run on (default: auto)")
     dtypes = one_of("auto", "float32", "float16", "bfloat16")
-    add("--dtype", **dtypes, default="auto", help="type of the numbers (default: auto, on a GPU float16)")
+    add("--dtype", **dtypes, default="auto", help="data type of the weights (default: auto, which is float16 on a GPU)")
     add(
         "--cuda-graphs",
         action="store_true",
-        help="on a GPU: record a step once and replay it; meant for many edits, or for many steps",
+        help="on a GPU, use CUDA graphs: faster for many edits, or for many steps",
     )
-    add = parser.add_argument_group("masks that do not fit").add_argument
+    add = parser.add_argument_group("mask").add_argument
     add(
         "--resize-mask",
         action="store_true",
-        help="resize the mask to the source's size; both must have the same aspect ratio",
+        help="resize the mask to the size of the source; both must have the same aspect ratio",
     )
-    add("--allow-full-mask", action="store_true", help="accept a mask that covers the whole source")
-    add = parser.add_argument_group("what to write").add_argument
-    add("-o", "--output", type=Path, help="file for the result (default: SRC_edited.png in this folder)")
-    add(
-        "--save-correspondence",
-        type=Path,
-        metavar="MAP.png",
-        help="also show which place of the reference filled which place of the hole (as numbers: MAP.npz)",
-    )
-    add("--contact-sheet", type=Path, metavar="SHEET.png", help="also write source, mask, reference, results in a row")
-    add("--force", action="store_true", help="overwrite outputs; in a batch, edit again what is finished")
-    add = parser.add_argument_group("many edits").add_argument
+    add("--allow-full-mask", action="store_true", help="allow a mask that covers the whole source")
+    add = parser.add_argument_group("batches").add_argument
     add(
         "--batch",
         type=Path,
         metavar="FOLDER|LIST.jsonl",
-        help="a folder in the layout of the benchmark, or a list with one JSON object a line",
+        help="folder with the layout of the benchmark, or a list with one JSON object per line",
     )
-    add("--output-dir", type=Path, metavar="OUT", help="folder for the results of a batch; finished ones are skipped")
+    add("--output-dir", type=Path, metavar="OUT", help="folder for the results of --batch; finished edits are skipped")
     add(
         "--batch-size",
         type=BATCH_RANGE.read,
         default=1,
         metavar="N",
-        help="make N edits of a batch in one call of the model (default: 1)",
+        help="number of edits per call of the model (default: 1)",
     )
     arguments = parser.parse_args(argv)
     _name_images(parser, arguments)
@@ -156,15 +158,17 @@ def _add_images(parser: CommandParser) -> None:
     add = parser.add_argument
     add("first", type=Path, nargs="?", metavar="REF", help="image to imitate")
     add("second", type=Path, nargs="?", metavar="SRC", help="image to edit")
-    add("third", type=Path, nargs="?", metavar="MASK", help="image of the source's size; white = repaint")
-    add = parser.add_argument_group("the same images by name").add_argument
+    add(
+        "third", type=Path, nargs="?", metavar="MASK", help="image of the same size as SRC; white: repaint, black: keep"
+    )
+    add = parser.add_argument_group("images by name").add_argument
     add("--source", type=Path, metavar="SRC", help="image to edit")
-    add("--mask", type=Path, metavar="MASK", help="image of the source's size; white = repaint")
+    add("--mask", type=Path, metavar="MASK", help="image of the same size as SRC; white: repaint, black: keep")
     add(
         "--mask-box",
         type=_box,
         metavar="X0,Y0,X1,Y1",
-        help="repaint this box of the source, in its pixels, instead of a mask; column X1 and row Y1 are outside",
+        help="repaint this box of the source, in pixels, instead of using a mask; column X1 and row Y1 are outside",
     )
     add(
         "--reference",
@@ -176,62 +180,85 @@ def _add_images(parser: CommandParser) -> None:
     )
 
 
+def _add_outputs(parser: CommandParser) -> None:
+    add = parser.add_argument_group("output").add_argument
+    add("-o", "--output", type=Path, help="file for the result (default: SRC_edited.png in the current folder)")
+    add(
+        "--save-correspondence",
+        type=Path,
+        metavar="MAP.png",
+        help="also write an image that shows which part of the reference filled which part of the mask, and its "
+        "numbers as MAP.npz",
+    )
+    add(
+        "--contact-sheet",
+        type=Path,
+        metavar="SHEET.png",
+        help="also write one image with source, mask, reference and results",
+    )
+    add("--force", action="store_true", help="overwrite existing files; in a batch, repeat finished edits")
+
+
 def _name_images(parser: CommandParser, arguments: argparse.Namespace) -> None:
-    """Give the images of the fixed order their names, and refuse what is there twice or missing."""
+    """Name the images given in order, and refuse images that are missing or given twice."""
     ordered = [each for each in (arguments.first, arguments.second, arguments.third) if each is not None]
     named = {"--source": arguments.source, "--mask": arguments.mask, "--reference": arguments.reference}
     given = [name for name, value in named.items() if value is not None]
     if ordered and given:
-        parser.error(f"{given[0]}: give the images by name, or in the order REF SRC MASK, and not both")
+        parser.error(f"{given[0]}: give the images either by name or in the order REF SRC MASK, not both")
     if arguments.batch is not None:
         if ordered or given or arguments.mask_box is not None:
-            parser.error("either REF SRC MASK or --batch, not both")
+            parser.error("give either images or --batch, not both")
         return
     if ordered:
         arguments.reference, arguments.source, arguments.mask = [arguments.first], arguments.second, arguments.third
     if arguments.mask is not None and arguments.mask_box is not None:
-        parser.error("either a mask or --mask-box, not both")
+        parser.error("give either a mask or --mask-box, not both")
     named = {"--reference": arguments.reference, "--source": arguments.source}
     named["--mask (or --mask-box)"] = arguments.mask if arguments.mask_box is None else arguments.mask_box
     missing = [name for name, value in named.items() if value is None]
     if missing and not given:
-        parser.error("three images are needed: REF SRC MASK, or by name --reference, --source, --mask (or --batch)")
+        parser.error("expected three images: REF SRC MASK, or --reference, --source and --mask (or --batch)")
     if missing:
-        parser.error(f"{' and '.join(missing)}: must be given, too")
+        parser.error(f"{' and '.join(missing)} must also be given")
     if len(arguments.reference) > MAX_REFERENCES:
-        parser.error(f"--reference: takes 1 to {MAX_REFERENCES} images, got {len(arguments.reference)}")
+        parser.error(f"--reference: expected 1 to {MAX_REFERENCES} images, got {len(arguments.reference)}")
     for option in ("reference_crop", "auto_zoom"):
         if len(arguments.reference) > 1 and getattr(arguments, option):
-            parser.error(f"--{option.replace('_', '-')} is for one reference; crop the files of several")
+            parser.error(
+                f"--{option.replace('_', '-')} works with one reference only; crop the reference files instead"
+            )
 
 
 def _check_usage(parser: CommandParser, arguments: argparse.Namespace) -> None:
     if fault := SEED_RANGE.find_fault(arguments.seed + arguments.num_images - 1):
-        parser.error(f"--seed {arguments.seed} --num-images {arguments.num_images}: the last seed {fault}")
+        parser.error(
+            f"--seed {arguments.seed} --num-images {arguments.num_images}: the last seed is too large: {fault}"
+        )
     if arguments.batch is None:
         if arguments.output_dir is not None:
-            parser.error("--output-dir is for --batch; a single edit takes -o")
+            parser.error("--output-dir needs --batch; for a single edit, use -o")
         if arguments.batch_size > 1:
-            parser.error("--batch-size is for --batch; a single edit takes --num-images")
+            parser.error("--batch-size needs --batch; for a single edit, use --num-images")
         return
     if arguments.output_dir is None:
         parser.error("--batch needs --output-dir")
     if arguments.batch_size > 1 and arguments.auto_zoom:
-        parser.error("--batch-size is not for --auto-zoom, which makes one edit after the other")
+        parser.error("--batch-size and --auto-zoom cannot be combined: --auto-zoom makes one edit at a time")
     for option in ("output", "save_correspondence", "reference_crop"):
         if getattr(arguments, option) is not None:
-            parser.error(f"--{option.replace('_', '-')} is for a single edit, not for --batch")
+            parser.error(f"--{option.replace('_', '-')} is for a single edit and cannot be combined with --batch")
 
 
 def _box(text: str) -> Box:
     try:
         return check_box([int(side) for side in text.split(",")])
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
 
 
 def prepare_editor(arguments: argparse.Namespace) -> LoadedEditor:
-    """Prepare the editor that the command line asks for; its model is loaded later.
+    """Prepare the editor for the options of the command line; its model is loaded later.
 
     Raises:
         InputError: there is no such model.
@@ -253,7 +280,7 @@ class _Once(logging.Filter):
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the message is new."""
+        """Return whether the message is new."""
         message = record.getMessage()
         is_new = message not in self.seen
         self.seen.add(message)
@@ -267,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Edit what the command line asks for."""
+    """Edit as the command line says."""
     notes = logging.StreamHandler()
     notes.addFilter(_Once())
     logging.basicConfig(format="note: %(message)s", handlers=[notes])
@@ -296,7 +323,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
         mask_box=arguments.mask_box,
         other_references=tuple(arguments.reference[1:]),
     )
-    # 1. All that can go wrong before the model is loaded.
+    # 1. Find errors before the model is loaded.
     outputs = number_outputs(edit.output, arguments.num_images)
     maps = number_outputs(arguments.save_correspondence, len(outputs)) if arguments.save_correspondence else []
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
@@ -309,7 +336,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     seeds = range(edit.seed, edit.seed + len(outputs))
     result = editor.run(edit, inputs, seeds)
 
-    # 3. Write. What cannot be written where it is wanted is kept elsewhere, and the rest goes on.
+    # 3. Write. A result that cannot be written to its path is saved elsewhere, and the others are still written.
     lost = []
     for image, path, seed in zip(result.images, outputs, seeds, strict=True):
         kept = write_or_keep(path, partial(write_image, image, like=inputs.encoding), f"{path.stem}.png")
@@ -328,16 +355,16 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
             kept = write_or_keep(path, partial(write_image, plot), f"{path.stem}.png")
             lost += [each for each in (path.with_suffix(".npz"), path) if each not in (numbers, kept)]
             if kept and numbers:
-                print(f"{kept} and {numbers.name}: which place of the reference filled which place of the hole")
+                print(f"{kept} and {numbers.name}: which part of the reference filled which part of the mask")
     for path in sheets:
         write_sheet(path, [edit], editor, len(outputs))
     if lost:
-        raise OutputError(f"{', '.join(map(str, lost))} could not be written, see above")
+        raise OutputError(f"{', '.join(map(str, lost))} could not be written (see above)")
 
 
 def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
-    """Edit all images of a folder or list; what is finished is skipped."""
-    # 1. What is asked for, and where it goes.
+    """Edit all images of a folder or list; finished edits are skipped."""
+    # 1. List the edits and their outputs.
     edits = collect_edits(
         arguments.batch, arguments.output_dir, arguments.seed, arguments.keep_shape, arguments.num_images
     )
@@ -345,12 +372,12 @@ def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
     sheets = [arguments.contact_sheet] if arguments.contact_sheet else []
     for path in sheets:
         check_sheet_apart(path, edits, arguments.num_images)
-    check_new(sheets, force=True)  # an older sheet may go: the new one shows the same results
+    check_new(sheets, force=True)  # an older sheet may be replaced: the new one shows the same results
     kept = sum(edit.keep_shape for edit in edits)
     if arguments.keep_shape is None and arguments.batch.is_dir() and kept:
-        print(f"{kept} of {len(edits)} edits are texture tracks ({TEXTURE_FOLDER}/): --keep-shape is on for them")
+        print(f"{kept} of {len(edits)} edits are texture transfers ({TEXTURE_FOLDER}/): they use --keep-shape")
 
-    # 2. One after the other, or group by group; each result is written as soon as it is there.
+    # 2. Edit one by one or in groups; each result is written at once.
     from tqdm import tqdm
 
     tally = BatchCounts()
@@ -362,10 +389,10 @@ def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
         for path in sheets:
             write_sheet(path, edits, editor, arguments.num_images)
     except KeyboardInterrupt:
-        again = "the same command without --force" if arguments.force else "the same command"
-        print(f"interrupted; {again} goes on from here", file=sys.stderr)
+        again = "the same command again, without --force," if arguments.force else "the same command again"
+        print(f"interrupted. Run {again} to continue", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:  # however it ends
+    finally:  # also after an error
         report(tally, len(edits))
     if tally.failures:
         raise SystemExit(1)
@@ -376,7 +403,7 @@ def report(tally: BatchCounts, wanted: int) -> None:
     if tally.total == wanted:
         print(tally)
     else:
-        print(f"ended early, of {wanted} edits so far: {tally}", file=sys.stderr)
+        print(f"ended early; of {wanted} edits so far: {tally}", file=sys.stderr)
     for edit, reason in tally.failures:
         print(f"failed: {edit.source}: {reason}", file=sys.stderr)
 

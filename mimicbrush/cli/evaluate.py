@@ -1,7 +1,10 @@
-"""Evaluate an editor on held-out pairs, or several on a benchmark (configs/evaluate.yaml).
+"""Evaluate an editor on held-out pairs, or several editors on a benchmark.
 
 mimicbrush evaluate editor=PIPELINE pairs=MINED output=FOLDER
-mimicbrush evaluate 'editor=[small,oracle,source,blur]' benchmark=BENCH output=FOLDER
+mimicbrush evaluate 'editor=[small,oracle,source]' benchmark=BENCH output=FOLDER
+
+An editor is a pipeline folder, or a name such as small or oracle. See
+docs/evaluation.md for examples. ??? marks options that must be given.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mimicbrush.assembly.command_line import TextOption, list_plain_options, resolve_config, run_with_hydra
-from mimicbrush.cli.project_files import CONFIGS
+from mimicbrush.cli.project_files import CONFIGS, explain_options
 from mimicbrush.errors import InputError, MimicBrushError, cli_main
 from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_folder
 
 NEEDED = {
-    "editor": "a pipeline folder, such as runs/NAME/pipeline, or small; on a benchmark one or more, as editor=[a,b]",
-    "output": "the folder to write to",
+    "editor": "PIPELINE, a folder such as runs/NAME/pipeline, or small (on a benchmark, also several: editor=[a,b])",
+    "output": "FOLDER, to write to",
 }
 #: Options that are paths and names. The others are numbers and words.
 EVALUATE_TEXTS = {
@@ -30,13 +33,16 @@ EVALUATE_TEXTS = {
     "output": TextOption(),
     **dict.fromkeys(("pairs", "benchmark", "dino", "dinov2", "clip", "lpips"), TextOption(null=True)),
 }
-#: Options of one kind of evaluation, which would do nothing in the other.
+#: Options of one kind of evaluation, which have no effect in the other.
 FOR_PAIRS = ("split", "max_pairs", "batch_size", "sets", "sheet_pairs", "num_references")
 FOR_BENCHMARK = ("dino", "dinov2", "clip", "lpips", "shown_cases")
 
 
 def main() -> None:
-    """Evaluate with the options of the command line."""
+    """Evaluate with the options of the command line, or explain them."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{explain_options('evaluate.yaml')}")
+        return
     run_with_hydra(evaluate_composed, list_plain_options(CONFIGS / "evaluate.yaml", EVALUATE_TEXTS))
 
 
@@ -52,10 +58,10 @@ def run(config: DictConfig) -> None:
     missing = [f"{key}={meaning}" for key, meaning in NEEDED.items() if OmegaConf.is_missing(config, key)]
     given = [key for key in ("pairs", "benchmark") if values[key] is not None]
     if len(given) != 1:
-        missing.append("either pairs=a folder of mined pairs (mimicbrush mine makes one)")
-        missing.append("or benchmark=a folder of cases (mimicbrush benchmark makes one)")
+        missing.append("either pairs=FOLDER, with mined pairs (`mimicbrush mine` makes them)")
+        missing.append("or benchmark=FOLDER, with cases (`mimicbrush benchmark` makes them)")
     if missing:
-        raise InputError("still to be named:\n  " + "\n  ".join(missing))
+        raise InputError("please give:\n  " + "\n  ".join(missing))
     output = Path(values.pop("output"))
     check_output_folder(output, "output=")
     root, editor = Path(values.pop(given[0])), values.pop("editor")
@@ -64,7 +70,7 @@ def run(config: DictConfig) -> None:
     for name in FOR_BENCHMARK if given[0] == "pairs" else FOR_PAIRS:
         values.pop(name)
     if given[0] == "pairs" and isinstance(editor, list):
-        raise InputError(f"editor={editor}: on pairs one editor at a time")
+        raise InputError(f"editor={editor}: expected one editor with pairs=; several are possible with benchmark=")
 
     from mimicbrush.data.manifest import check_outside_mined_folder
 
@@ -78,14 +84,14 @@ def run(config: DictConfig) -> None:
 
 
 def _refuse(options: tuple[str, ...], kind: str) -> None:
-    """Refuse options that would do nothing, where the command line has them."""
+    """Refuse options on the command line that would have no effect."""
     given = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in options]
     if given:
-        raise InputError(f"{' '.join(given)}: no option of an evaluation with {kind}=; leave it out")
+        raise InputError(f"{' '.join(given)}: this option has no effect with {kind}=; leave it out")
 
 
 def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[str, Any]) -> None:
-    """Measure what a reference is worth on held-out pairs, and what a wrong one costs."""
+    """Measure on held-out pairs how much a reference helps, and how much a wrong one harms."""
     # 1. What can be checked before anything heavy is imported.
     device = values.pop("device")
 
@@ -136,7 +142,7 @@ def on_pairs(pairs_folder: Path, editor_name: str, output: Path, values: dict[st
     if edits.is_file() and editor_folder is not None:
         model = editor_name.removeprefix(f"{KLEIN}:")
         again = ["mimicbrush", "edit", "--batch", str(edits), "--output-dir", "edits", "--model", model]
-        print(f"edit those again: {shlex.join(again)}")
+        print(f"to repeat these edits: {shlex.join(again)}")
 
 
 def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, Any]) -> None:
@@ -158,4 +164,4 @@ def on_benchmark(root: Path, names: list[str], output: Path, values: dict[str, A
         print(f"MISSING {line}", file=sys.stderr)
     print("\n".join(f"wrote {output / name}" for name in (REPORT_FILE, TABLE_FILE, BENCHMARK_METRICS_FILE)))
     if found.lost:
-        raise MimicBrushError(f"{', '.join(found.lost)}: not one case could be scored (see above)")
+        raise MimicBrushError(f"{', '.join(found.lost)}: no case could be scored (see above)")

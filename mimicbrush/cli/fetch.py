@@ -1,10 +1,14 @@
-"""Fetch the weights that a training run begins from, and check them.
+"""Download and check the weights that a training run starts from.
 
-mimicbrush fetch [+experiment=default] [model=pipeline model.path=released] [model.unet=FOLDER_OR_ID ...]
+mimicbrush fetch +experiment=default
+mimicbrush fetch model=pipeline model.path=released
+mimicbrush fetch +experiment=default model.unet=FOLDER_OR_HUB_ID
 
-Takes the options of mimicbrush train. Weights in the local Hugging Face cache, or in a folder, are checked. Those that
-are missing or damaged in the cache are fetched: only safetensors and configs, and only what is needed. After an
-interruption, the same command fetches the missing files. It uses HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
+The options are those of `mimicbrush train`. Files in the local Hugging Face
+cache or in a folder are only checked. Files that are missing or damaged in the
+cache are downloaded: only safetensors and configs, and only what is needed. If
+the download is interrupted, run the same command again. HF_TOKEN, HF_HOME,
+HF_ENDPOINT and HF_HUB_OFFLINE have their usual meaning.
 """
 
 from __future__ import annotations
@@ -21,12 +25,14 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Fetch what a training run needs, and print what was checked."""
+    """Download what a training run needs, and print what was checked."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
-    parser.add_argument("--check", action="store_true", help="fetch nothing: only check what is here")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="options of `mimicbrush train`")
+    parser.add_argument("--check", action="store_true", help="only check local files, and download nothing")
     parser.add_argument(
-        "--deep", action="store_true", help="read every byte: hashes of the hub's files, and finite numbers"
+        "--deep",
+        action="store_true",
+        help="read every byte: compare the hashes of files from the hub, and check that all numbers are finite",
     )
     arguments = parser.parse_args()
 
@@ -34,7 +40,7 @@ def main() -> None:
 
     reports = assembly.provide_weights(arguments.overrides, CONFIGS, fetching=not arguments.check, deep=arguments.deep)
     if not reports:
-        print("this model has random weights: there is nothing to fetch")
+        print("this model starts from random weights: there is nothing to download")
         return
     print(as_table(reports))
     problems = [report for report in reports if report.problem is not None]

@@ -1,12 +1,15 @@
-"""Look after a mined folder: check it, export it, write its report.
+"""Verify or export a folder of mined pairs, or write its report again.
 
-mimicbrush pairs verify DIR                  read everything again; exit status 1 if anything is wrong
-mimicbrush pairs export DIR [-o FILE.jsonl]  all rows of the manifest as JSON lines
+mimicbrush pairs verify DIR
+    read all files again; the exit status is 1 if something is wrong
+mimicbrush pairs export DIR -o FILE.jsonl
+    write all rows of the manifest as JSON lines
 mimicbrush pairs export DIR --format diffusers -o OUT
-                                             pairs as a data set of another trainer (docs/other_trainers.md)
-mimicbrush pairs report DIR                  write DIR/report.html again
+    write a dataset for another trainer (docs/other_trainers.md)
+mimicbrush pairs report DIR
+    write DIR/report.html again
 
-verify also reads what export has written with --format.
+verify also reads datasets written by export --format.
 """
 
 from __future__ import annotations
@@ -28,15 +31,15 @@ if TYPE_CHECKING:
     from mimicbrush.data.options import DataOptions
 
 _GIB = 2**30
-#: The options of `ExportOptions` that are numbers, and what they mean.
+#: The options of `ExportOptions` that are numbers, and their help.
 _NUMBERS = {
-    "views": "how often each pair is drawn, each time with another augmentation and mask",
-    "size_px": "side of the square images",
-    "seed": "chooses augmentations, masks and order; 0: the views of data.fixed_views",
+    "views": "samples per pair, each with another augmentation and mask",
+    "size_px": "side of the square images, in pixels",
+    "seed": "seed of augmentations, masks and order; with 0, the samples are those of data.fixed_views",
 }
 _JPEG_RANGE = NumberRange(at_least=1, at_most=100, whole=True)
 _GIB_RANGE = NumberRange(above=0, at_most=10**9)
-#: What only an export with --format reads; as the command line has them.
+#: Options that only an export with --format reads.
 _OF_FORMATS = (
     *("views", "size_px", "seed", "augmentation", "mask_strategy", "set", "jpeg_quality", "side_by_side", "caption"),
     *("captions", "caption_column", "max_gib", "workers", "input_root"),
@@ -46,24 +49,31 @@ _OF_FORMATS = (
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    verifying = commands.add_parser("verify", help="read everything again and name what is wrong (exit status 1)")
-    exporting = commands.add_parser("export", help="write all rows as JSON lines, or a data set of another trainer")
-    reporting = commands.add_parser("report", help="write report.html again")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    verifying, exporting, reporting = (
+        commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
+        for name, meaning in (
+            ("verify", "read all files again, and list what is wrong"),
+            ("export", "write all rows as JSON lines, or a dataset for another trainer"),
+            ("report", "write report.html again"),
+        )
+    )
     for command in (verifying, exporting, reporting):
-        command.add_argument("folder", type=Path, metavar="DIR", help="a mined folder")
+        command.add_argument("folder", type=Path, metavar="DIR", help="folder of mined pairs")
     for command in (verifying, reporting, exporting):
         command.add_argument(
-            "--input-root", type=Path, metavar="FOLDER", help="where the photographs lie, if they have moved"
+            "--input-root", type=Path, metavar="FOLDER", help="folder of the photographs, if they were moved"
         )
     for command in (verifying, exporting):
-        command.add_argument("--workers", type=WORKERS_RANGE.read, help="processes (default: all cores)")
-        command.add_argument("--no-progress", action="store_true", help="no progress bar")
+        command.add_argument(
+            "--workers", type=WORKERS_RANGE.read, metavar="N", help="processes (default: one per core)"
+        )
+        command.add_argument("--no-progress", action="store_true", help="show no progress bar")
     exporting.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="file (default: standard output); with --format, a folder"
     )
-    exporting.add_argument("--format", **one_of(*FORMATS), help="write a data set of this trainer")
-    add_format_arguments(exporting.add_argument_group("with --format"))
+    exporting.add_argument("--format", **one_of(*FORMATS), help="write a dataset for this trainer")
+    add_format_arguments(exporting.add_argument_group("options for --format"))
     return parser.parse_args()
 
 
@@ -75,27 +85,34 @@ def add_format_arguments(group: argparse._ArgumentGroup) -> None:
         values = range_of(ExportOptions, name)
         group.add_argument(option, dest=name, type=values.read, metavar="N", help=f"{meaning} (default: {default})")
     strengths = one_of("strong", "mild", "weak", "views")
-    group.add_argument("--augmentation", **strengths, help="as data/augmentation of training (default: strong)")
-    group.add_argument("--mask-strategy", metavar="NAME", help="as data.mask.strategy of training (default: sift_grid)")
-    group.add_argument("--set", nargs="+", metavar="OPTION=VALUE", help="more options of training, such as data.mask.*")
+    group.add_argument(
+        "--augmentation", **strengths, help="augmentation, as data/augmentation in training (default: strong)"
+    )
+    group.add_argument(
+        "--mask-strategy", metavar="NAME", help="mask strategy, as data.mask.strategy in training (default: sift_grid)"
+    )
+    group.add_argument("--set", nargs="+", metavar="OPTION=VALUE", help="further training options, such as data.mask.*")
     group.add_argument(
         "--caption", metavar="TEXT", help=f'caption of all samples (default: "{DEFAULT_CAPTIONS[False]}")'
     )
     group.add_argument(
-        "--captions", type=Path, metavar="LIST", help="CSV or Parquet list with captions, such as the mined one"
+        "--captions",
+        type=Path,
+        metavar="LIST",
+        help="CSV or Parquet list with captions, such as the list that was mined",
     )
-    group.add_argument("--caption-column", metavar="NAME", help="column of the captions (default: caption)")
+    group.add_argument("--caption-column", metavar="NAME", help="column of LIST with the captions (default: caption)")
     group.add_argument(
         "--side-by-side",
         action="store_true",
         default=None,
-        help="put the reference to the left of target, source and mask",
+        help="write the reference to the left of target, source and mask in one image",
     )
     group.add_argument(
-        "--jpeg-quality", type=_JPEG_RANGE.read, metavar="Q", help="write JPEG images of this quality (default: PNG)"
+        "--jpeg-quality", type=_JPEG_RANGE.read, metavar="Q", help="write JPEG images of this quality instead of PNG"
     )
     group.add_argument(
-        "--max-gib", type=_GIB_RANGE.read, metavar="G", help="stop before the samples take more than this"
+        "--max-gib", type=_GIB_RANGE.read, metavar="G", help="stop before the samples need more than G GiB"
     )
 
 
@@ -113,14 +130,14 @@ def main() -> None:
             if vars(arguments)[name] is not None
         ]
         if given:
-            raise InputError(f"{', '.join(given)}: only with --format, which is one of {', '.join(FORMATS)}")
+            raise InputError(f"{', '.join(given)} can only be used with --format (one of {', '.join(FORMATS)})")
         export(arguments)
     else:
         export_for_trainer(arguments)
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Check every file of a mined folder or of an export; the exit status is 1 where something is wrong."""
+    """Check every file of a mined folder or of an export; the exit status is 1 if something is wrong."""
     from mimicbrush.mining.exports.parts import read_export_folder
     from mimicbrush.mining.verify.folder import verify_folder
 
@@ -137,21 +154,23 @@ def verify(arguments: argparse.Namespace) -> int:
         print(fault)
     read = f"{found.shards} shards, {found.pairs} pairs, {found.images} images, {found.bytes_read / 1e6:.1f} MB read"
     if found.faults:
-        print(f"{read}: {len(found.faults)} things are wrong, named above")
+        print(f"{read}: {len(found.faults)} faults were found (see above)")
         return 1
-    print(f"{read}: all is as the manifest says")
+    print(f"{read}: everything is as in the manifest")
     return 0
 
 
 def verify_exported(folder: Path, workers: int, progress: bool) -> int:
-    """Check every file of an export; the exit status is 1 where something is wrong."""
+    """Check every file of an export; the exit status is 1 if something is wrong."""
     from mimicbrush.mining.exports.verify import verify_export
 
     faults, summary = verify_export(folder, workers=workers, progress=progress)
     for fault in faults:
         print(fault)
     read = describe_export(summary)
-    print(f"{read}: {len(faults)} things are wrong, named above" if faults else f"{read}: all is as it was written")
+    print(
+        f"{read}: {len(faults)} faults were found (see above)" if faults else f"{read}: everything is as it was written"
+    )
     return 1 if faults else 0
 
 
@@ -166,7 +185,7 @@ def export(arguments: argparse.Namespace) -> None:
                 sys.stdout.reconfigure(encoding="utf-8", errors="strict")
             export_rows(arguments.folder, sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has seen enough; Python would complain once more at its end
+        except BrokenPipeError:  # the reader has closed the pipe; Python would report it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
 
@@ -179,9 +198,9 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def export_for_trainer(arguments: argparse.Namespace) -> None:
-    """Write pairs as a data set of another trainer."""
+    """Write pairs as a dataset for another trainer."""
     if arguments.output is None:
-        raise InputError("--format needs -o OUT, the folder for the data set")
+        raise InputError("--format needs -o OUT, the folder for the dataset")
     check_output_folder(arguments.output, "--output")
     options = read_export_options(arguments)
     from mimicbrush.mining.exports.lists import REFUSED_FILE
@@ -198,18 +217,20 @@ def export_for_trainer(arguments: argparse.Namespace) -> None:
     )
     print(f"{arguments.output}: {describe_export(summary)}")
     if summary["refused"]:
-        again = ". The same command reads them again" if UNREADABLE_PAIR in summary["refused"] else ""
+        again = (
+            ". Run the same command again to retry the unreadable ones" if UNREADABLE_PAIR in summary["refused"] else ""
+        )
         print(f"{arguments.output / REFUSED_FILE} says why pairs were refused{again}")
     if left := summary["not_written_yet"]:
         print(
-            f"stopped: more samples would take more than --max-gib {arguments.max_gib:g}; {left} pairs are not "
-            "written. What is there can be trained on. To go on, give the same command with a larger --max-gib, or "
+            f"stopped: more samples would need more than --max-gib {arguments.max_gib:g}; {left} pairs are not "
+            "written. The dataset can already be used. To continue, run the same command with a larger --max-gib, or "
             "without it"
         )
 
 
 def read_export_options(arguments: argparse.Namespace) -> ExportOptions:
-    """Read what decides the content of an export.
+    """Read the options that decide the content of an export.
 
     Raises:
         InputError: an option cannot be used.
@@ -220,7 +241,7 @@ def read_export_options(arguments: argparse.Namespace) -> ExportOptions:
     options = {name: value for name, value in given.items() if value is not None}
     captions = None
     if arguments.captions is None and arguments.caption_column is not None:
-        raise InputError(f"--caption-column {arguments.caption_column}: name the list, too, with --captions LIST")
+        raise InputError(f"--caption-column {arguments.caption_column}: give the list, too, with --captions LIST")
     if arguments.captions is not None:
         captions = read_list_column(arguments.captions, arguments.caption_column or "caption")
         # Then a file without a caption of its own has none, unless there is one for all.
@@ -249,13 +270,13 @@ def read_data_options(arguments: argparse.Namespace) -> DataOptions:
     for override in arguments.set or ():
         if not any(override.startswith((f"data.{name}=", f"data.{name}.")) for name in DATA_OPTIONS):
             known = ", ".join(f"data.{name}" for name in DATA_OPTIONS)
-            raise InputError(f"--set {override}: an export reads OPTION=VALUE of {known}, and no other option")
+            raise InputError(f"--set {override}: expected OPTION=VALUE with one of {known}")
         overrides.append(override)
     return compose_data_options(overrides, CONFIGS)
 
 
 def describe_export(summary: dict[str, Any]) -> str:
-    """Count an export for people."""
+    """Describe an export in one line."""
     written, samples = summary["written"], summary["samples"]
     parts = [f"{written[split]} pairs as {samples[split]} samples in {split}/" for split in written]
     parts += [f"{count} pairs refused ({reason})" for reason, count in summary["refused"].items()]
@@ -271,4 +292,4 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.folder.is_dir():
         check_output_folder(arguments.folder)
     write_mining_report(arguments.folder, input_root=arguments.input_root)
-    print(f"look at {arguments.folder / 'report.html'}")
+    print(f"wrote {arguments.folder / 'report.html'}")

@@ -1,10 +1,12 @@
-"""Measure whether a model looks at the right place: keypoint transfer (PCK) of its reference attention and features.
+"""Measure keypoint transfer (PCK): does the model look at the right place?
 
-mimicbrush pck --pairs MINED --output FOLDER [--model DIR]
+mimicbrush pck --pairs MINED --output FOLDER --model DIR
 
-Every keypoint is tested twice: while it lies under the mask, and while the model sees it. For comparison, the table
-has the same networks before training, features (DIFT; with those of DINOv2 if you give its weights), the same place,
-and chance. A second table has the attention by layer and by third of the steps.
+Every keypoint is tested twice: once under the mask, and once where the model
+sees it. The table compares the reference attention with the same networks
+before training, with features (DIFT, optionally with DINOv2), with keeping the
+same place, and with chance. A second table has the attention by layer and by
+third of the steps.
 """
 
 from __future__ import annotations
@@ -30,35 +32,49 @@ _STRENGTHS = ("weak", "medium", "strong")
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--pairs", type=Path, help="mined pairs, of which held-out frames are warped")
-    data.add_argument("--photographs", type=Path, help="or a folder of photographs, of which two views each are drawn")
+    data = parser.add_argument_group("images (give one of these)").add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", type=Path, metavar="DIR", help="mined pairs; held-out frames are warped")
+    photographs_help = "folder of photographs; two views are made of each"
+    data.add_argument("--photographs", type=Path, metavar="DIR", help=photographs_help)
     data.add_argument(
-        "--homographies", type=Path, help="or folders of 1.ppm .. 6.ppm and H_1_2 .. (HPatches), or img1.ppm and H1to2p"
+        "--homographies",
+        type=Path,
+        metavar="DIR",
+        help="folders of 1.ppm to 6.ppm with H_1_2 to H_1_6 (HPatches), or of img1.ppm, img2.ppm and H1to2p",
     )
-    data.add_argument("--spair", type=Path, help="or the folder of SPair-71k")
-    model_help = "pipeline folder, as for mimicbrush edit (default: small)"
+    data.add_argument("--spair", type=Path, metavar="DIR", help="folder of SPair-71k")
+    model_help = "model, as for `mimicbrush edit` (default: small)"
     parser.add_argument("--model", default=SHIPPED_NAME, metavar="DIR|released|small", help=model_help)
-    parser.add_argument("--output", type=Path, required=True, help="folder for pck.json, table.md and transfers.png")
+    output_help = "folder for pck.json, table.md and transfers.png"
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=output_help)
     most = NumberRange(at_least=1, whole=True)
-    parser.add_argument("--max-pairs", type=most.read, default=46, help="images at most (default: 46)")
     parser.add_argument(
-        "--strength", nargs="+", **one_of(*_STRENGTHS), help="of the views of photographs (default: all three)"
+        "--max-pairs", type=most.read, default=46, metavar="N", help="use at most N pairs (default: 46)"
     )
     parser.add_argument(
-        "--logits", action="store_true", help="attention: mean of the scores before the softmax, not of probabilities"
+        "--strength",
+        nargs="+",
+        **one_of(*_STRENGTHS),
+        help="how strongly the views of --photographs are warped (default: all three)",
+    )
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="average the attention scores before the softmax instead of the probabilities",
     )
     parser.add_argument(
         "--reciprocal",
         action="store_true",
-        help="attention: add the transposed map of the swapped pair (twice as slow)",
+        help="add the transposed attention map of the swapped pair (takes twice as long)",
     )
-    parser.add_argument("--dinov2", type=Path, help="folder of DINOv2 weights, for SD + DINO features")
-    seed_help = "of warps, untrained weights and bootstrap (default: 0)"
+    parser.add_argument(
+        "--dinov2", type=Path, metavar="DIR", help="folder of DINOv2 weights, to add features of SD and DINO"
+    )
+    seed_help = "seed of warps, untrained weights and bootstrap (default: 0)"
     parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help=seed_help)
     arguments = parser.parse_args()
     if arguments.strength and not arguments.photographs:
-        parser.error("--strength is for --photographs")
+        parser.error("--strength can only be used with --photographs")
     return arguments
 
 
@@ -97,7 +113,7 @@ def main() -> None:
     # 1. The attention: both of its tasks from the same edits.
     how = {"scores": arguments.logits, "reciprocal": arguments.reciprocal}
     found, found_before = (
-        [AttentionTransfer(each, **how)(task) for task in tqdm(tasks, desc=name, unit="picture", disable=None)]
+        [AttentionTransfer(each, **how)(task) for task in tqdm(tasks, desc=name, unit="image", disable=None)]
         for name, each in (("reference attention", pipeline), ("reference attention, untrained", before))
     )
     places = {
@@ -146,7 +162,7 @@ def main() -> None:
     }
     values = {"results": results, "sets": sets, "layers": layers, "absent": absent, "card": card}
 
-    # 4. Written, and told.
+    # 4. Write and print.
     def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "pck.json", values)
@@ -158,7 +174,7 @@ def main() -> None:
     print(f"\n{table}\n{by_layer}")
     print(f"{card['points']} keypoints in {len(tasks)} images of {card['sources']} sources")
     for each in data.left_out:
-        print(f"left out: {each}")
+        print(f"skipped: {each}")
     if card["note"]:
         print(f"NOTE: {card['note']}")
     print("\n".join(f"wrote {arguments.output / name}" for name in ("pck.json", "table.md", "transfers.png")))
@@ -229,7 +245,7 @@ def feature_methods(
         rows["features (DIFT) at seen tokens"] = methods.FeatureTransfer(pipeline)
         rows["features (DIFT) at seen tokens, untrained"] = methods.FeatureTransfer(before)
         if arguments.dinov2 is None:
-            absent["features and DINOv2"] = "--dinov2 names no weights"
+            absent["features and DINOv2"] = "--dinov2 is not given"
         else:
             dinov2 = read_dinov2(arguments.dinov2)
             rows["features and DINOv2 at seen tokens"] = methods.FeatureTransfer(pipeline, dinov2=dinov2)
@@ -249,5 +265,5 @@ def read_dinov2(folder: Path):  # type: ignore[no-untyped-def]  # the class is i
     except (OSError, ValueError) as error:
         raise InputError(f"--dinov2 {folder} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):  # the library would fill in random ones
-        raise InputError(f"--dinov2 {folder} lacks {len(missing)} weights of a DINOv2, {missing[0]} among them")
+        raise InputError(f"--dinov2 {folder} lacks {len(missing)} weights of DINOv2, such as {missing[0]}")
     return model.eval()

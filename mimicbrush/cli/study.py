@@ -1,10 +1,13 @@
-"""A blind user study: raters rank the results of several editors (fidelity, harmony, quality), as in the paper.
+"""Make a blind user study, and score its answers.
 
 mimicbrush study make EVALUATION --benchmark BENCH --output STUDY
 mimicbrush study score STUDY answers-*.json
 
-EVALUATION is the output of mimicbrush evaluate. The answers are the files that the raters sent back. Give the raters
-STUDY/for_raters/study.html: it opens in any browser. STUDY/key.json says which result is whose. Do not give it away.
+Raters rank the results of several editors by fidelity, harmony and quality, as
+in the paper. EVALUATION is the output of `mimicbrush evaluate` on BENCH. Give
+the raters STUDY/for_raters/study.html, which opens in any browser. They send
+back their answers as files. STUDY/key.json says which editor made which result:
+keep it to yourself.
 """
 
 from __future__ import annotations
@@ -21,24 +24,38 @@ from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 def main() -> None:
     """Make a study, or score one."""
     parser = CommandParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    making = commands.add_parser("make", help="write the page for the raters, and the key")
-    making.add_argument("evaluation", type=Path, metavar="EVALUATION", help="holds results/EDITOR/...")
-    making.add_argument("--benchmark", type=Path, required=True, metavar="BENCH", help="what was edited")
-    making.add_argument("-o", "--output", type=Path, required=True, metavar="STUDY", help="replaced if it is a study")
-    making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="whose results (default: all)")
-    cases, side_px = NumberRange(at_least=1, whole=True), NumberRange(at_least=64, at_most=16384, whole=True)
-    making.add_argument("--cases", type=cases.read, default=30, help="at most so many (default: 30)")
-    making.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of the choice and of the letters (default: 0)")
-    side_help = "how large images are shown (default: 512)"
-    making.add_argument("--long-side-px", type=side_px.read, default=512, help=side_help)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    making = commands.add_parser("make", help="write the page for the raters, and the key", description=make.__doc__)
     making.add_argument(
-        "--as-painted", action="store_true", help="show what the editors painted outside of the mask, too"
+        "evaluation",
+        type=Path,
+        metavar="EVALUATION",
+        help="folder with results/EDITOR/..., written by `mimicbrush evaluate`",
     )
-    scoring = commands.add_parser("score", help="from answers to best %% and intervals")
-    scoring.add_argument("study", type=Path, metavar="STUDY", help="the folder with key.json")
-    scoring.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="what raters downloaded, a file each")
-    scoring.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    making.add_argument("--benchmark", type=Path, required=True, metavar="BENCH", help="benchmark that was edited")
+    making.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="STUDY",
+        help="folder for the study; an older study is replaced",
+    )
+    making.add_argument("--editors", nargs="+", default=[], metavar="NAME", help="editors to compare (default: all)")
+    cases, side_px = NumberRange(at_least=1, whole=True), NumberRange(at_least=64, at_most=16384, whole=True)
+    making.add_argument("--cases", type=cases.read, default=30, metavar="N", help="show at most N cases (default: 30)")
+    making.add_argument(
+        "--seed", type=SEED_RANGE.read, default=0, help="seed of the choice of cases and of the order (default: 0)"
+    )
+    side_help = "longer side of the shown images, in pixels (default: 512)"
+    making.add_argument("--long-side-px", type=side_px.read, default=512, metavar="N", help=side_help)
+    making.add_argument(
+        "--as-painted", action="store_true", help="show the whole painted image, also outside of the mask"
+    )
+    scoring = commands.add_parser("score", help="count the answers", description=score.__doc__)
+    scoring.add_argument("study", type=Path, metavar="STUDY", help="folder with key.json")
+    scoring.add_argument("answers", type=Path, nargs="+", metavar="ANSWERS", help="files that the raters sent back")
+    scoring.add_argument("--output", type=Path, metavar="FILE", help="also write the numbers as JSON")
     arguments = parser.parse_args()
     if arguments.command == "make":
         make(arguments)
@@ -64,13 +81,13 @@ def make(arguments: argparse.Namespace) -> None:
             pasted_back=not arguments.as_painted,
         )
     for fault in made.faults:
-        print(f"left out: {fault.path}: {fault.reason}")
-    print(f"study {made.study}: {made.cases} cases of {', '.join(made.editors)}; {len(made.faults)} were left out")
-    print(f"for the raters: {arguments.output / 'for_raters' / 'study.html'}; keep {arguments.output / 'key.json'}")
+        print(f"skipped: {fault.path}: {fault.reason}")
+    print(f"study {made.study}: {made.cases} cases of {', '.join(made.editors)}; {len(made.faults)} were skipped")
+    print(f"give {arguments.output / 'for_raters' / 'study.html'} to the raters; keep {arguments.output / 'key.json'}")
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Score the answers of the raters, and print the table."""
+    """Score the answers of the raters, and print how often each editor was best, with intervals."""
     if arguments.output:
         check_output_file(arguments.output, "--output")
 
@@ -80,7 +97,7 @@ def score(arguments: argparse.Namespace) -> None:
     found = score_study(arguments.study / "key.json", arguments.answers)
     print(format_scores(found))
     for path, missing in found.incomplete.items():
-        print(f"incomplete: {path}: {missing} rankings are missing and do not count")
+        print(f"incomplete: {path}: {missing} rankings are missing and are not counted")
     if arguments.output:
         text = json.dumps(found.to_json(), indent=1) + "\n"
         write_aside(arguments.output, lambda aside: aside.write_text(text, encoding="utf-8"))

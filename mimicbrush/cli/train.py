@@ -1,13 +1,35 @@
-"""Train: mimicbrush train +experiment=NAME data.root=MINED [+ablation=NAME] [GROUP=NAME] [OPTION=VALUE ...]
+"""Train or fine-tune a model.
 
---cfg job prints every option and its value. options.py in mimicbrush/data, models, training and evaluation/heldout
-explains each. -m sweeps over several values, such as '+ablation=glob(*)' or seed=0,1. --hydra-help explains the other
-flags. docs/training.md has the commands for one GPU, eight, and clusters.
+mimicbrush train +experiment=NAME data.root=MINED [GROUP=NAME] [OPTION=VALUE ...]
+
+For example:
+  mimicbrush train +experiment=smoke data.root=MINED       a toy model on a CPU
+  mimicbrush train +experiment=fine_tune data.root=MINED   the small model
+  mimicbrush train +experiment=default data.root=MINED     as in the paper
+
+Common options:
+  run_dir=DIR                folder of the run (default: runs/NAME)
+  train.max_steps=N          number of training steps
+  train.max_minutes=N        stop and save after this time
+  train.resume=latest        continue from the newest checkpoint in run_dir
+  train.batch_size=N         samples of one pass on one device
+  train.total_batch_size=N   samples of one step
+  train.learning_rate=X      learning rate
+  eval=none                  no evaluation during training
+  seed=N                     seed
+
+docs/options.md explains all options; --cfg job prints them with their values.
+-m runs a sweep over several values, such as seed=0,1 or '+ablation=glob(*)'.
+--hydra-help explains the other flags. See docs/training.md for one GPU, several
+GPUs, and clusters.
+
+Groups and their choices (a plus is part of the name):
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import hydra
@@ -29,7 +51,7 @@ from mimicbrush.errors import cli_main
 
 
 def main() -> None:
-    """Train with the options of the command line, or show what there is to choose."""
+    """Train with the options of the command line, or explain them."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         show_help()
         return
@@ -52,8 +74,9 @@ def _train_once(config: DictConfig) -> None:
 
 
 def show_help() -> None:
-    """Print what there is to choose; Hydra's own help takes seconds for this many options."""
-    print(__doc__)
+    """Print the help. Hydra's own help takes seconds for this many options."""
+    print(__doc__.rstrip())
     for group in CONFIG_GROUPS:
         names = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        print(f"  {'+' if group in ADDED_GROUPS else ''}{group:18}  {names}")
+        name = f"{'+' if group in ADDED_GROUPS else ''}{group}"
+        print(textwrap.fill(names, 78, initial_indent=f"  {name:19} ", subsequent_indent=" " * 22))

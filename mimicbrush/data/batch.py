@@ -1,4 +1,4 @@
-"""Samples -> batches: rendered already, or to be rendered on the model's device."""
+"""Samples -> batches, already rendered or rendered later on the device of the model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch
 
 from mimicbrush.data.dataset import DecodedSample, EncodedSample, Sample
 from mimicbrush.data.transforms import ImageView, MatchedPoints
-from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor
-from mimicbrush.ops.warp_batch import warp_images
+from mimicbrush.ops.canvas import IMAGE_FILL, to_tensor, warp_images
 from mimicbrush.types import EncodedViews, Matches, TrainBatch
 
-#: What a loader gives.
+#: A batch from a loader.
 LoadedBatch = Union[TrainBatch, "DecodedBatch", EncodedViews]
 _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 

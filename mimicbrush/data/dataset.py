@@ -21,14 +21,14 @@ from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
 from mimicbrush.ops.counter_rng import generator, mix
 
-#: So many unreadable pairs in a row for one sample mean a folder that is gone, not a damaged file.
+#: This many unreadable pairs in a row for one sample mean that the folder is missing, not that a file is damaged.
 _MAX_ATTEMPTS = 16
-#: So many pairs are tried for one of another mined file.
+#: Number of tries to find a pair of another mined file.
 _MAX_CANDIDATES = 256
-#: Keys of the random numbers of unrelated references, and of those after the first: streams of their own, so that
+#: Keys of the random numbers of unrelated references, and of those after the first. These are separate streams, so
 #: nothing else depends on them.
 _UNRELATED, _OTHERS = 1, 2
-#: Key of the random numbers of fixed views, which depend on no seed.
+#: Key of the random numbers of fixed views, which do not depend on a seed.
 _FIXED_VIEWS = 0x76696577
 #: Characters of a message about a pair that are kept; it names a file.
 _MAX_FAULT = 1000
@@ -118,8 +118,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         self.unrelated_ratio = unrelated_ratio
         if unrelated_ratio and _count_origins(pair_sources) < 2:
             raise DataError(
-                f"train.unrelated_reference_ratio={unrelated_ratio} takes references of other source files, and all "
-                "pairs come from one; mine more files, or leave it at 0"
+                f"train.unrelated_reference_ratio={unrelated_ratio} takes references from other source files, and all "
+                "pairs come from one file; mine more files, or set it to 0"
             )
         weights = np.array([each.weight for each in pair_sources], np.float64)
         self.shares = weights / weights.sum()
@@ -142,7 +142,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
             except DataError as error:
                 faults.append(make_storable(f"sample {number}: {error}", _MAX_FAULT))
         raise DataError(
-            f"{_MAX_ATTEMPTS} pairs in a row of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
+            f"{_MAX_ATTEMPTS} consecutive pairs of the source {pair_source.name!r} ({len(pair_source.pairs)} pairs) "
             f"cannot be read. The last: {faults[-1]}"
         )
 
@@ -174,12 +174,12 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         """Make a fixed view of a pair; with probability `unrelated_ratio`, with the references of another one."""
         assert self.fixed is not None
         pair = self._pair(component, item)
-        views = transform_fixed(self.transform, pair, view)
         found = self._find_unrelated(pair, rng)
         if found is None:
-            return self._add_references(views, component, item, _fixed_generator(pair, view, _OTHERS))
+            return make_fixed_view(self.transform, self.other_references, component, item, pair, view)
         other, others_view = self._pair(*found), int(rng.integers(self.fixed.count))
         reference = transform_fixed(self.transform, other, others_view).reference
+        views = transform_fixed(self.transform, pair, view)
         return self._replace_references(views, *found, reference, _fixed_generator(other, others_view, _OTHERS))
 
     def _add_references(self, views: SampleViews, component: int, item: int, rng: np.random.Generator) -> SampleViews:
@@ -271,6 +271,26 @@ def transform_fixed(transform: SampleTransform, pair: Pair, view: int) -> Sample
     return transform(pair, _fixed_generator(pair, view))
 
 
+def make_fixed_view(
+    transform: SampleTransform, others: OtherReferences, component: int, item: int, pair: Pair, view: int
+) -> SampleViews:
+    """Make a fixed view of a pair with all of its references, as training sees it.
+
+    Args:
+        transform: makes the view, see `transform_fixed`.
+        others: of the pair sources: samples the references after the first.
+        component, item: the pair in them.
+        pair: itself.
+        view: its number.
+
+    Raises:
+        DataError: the pair, or a frame of its shot, cannot be read.
+    """
+    views = transform_fixed(transform, pair, view)
+    rng = _fixed_generator(pair, view, _OTHERS)
+    return replace(views, other_references=others.sample(component, item, views.reference, views.source, rng))
+
+
 def _fixed_generator(pair: Pair, view: int, *stream: int) -> np.random.Generator:
     """Make the generator of a fixed view, or of another stream of its random numbers."""
     digest = hashlib.sha256(f"{pair.source_hash} {pair.pair_id}".encode()).hexdigest()
@@ -292,21 +312,3 @@ def _finish_sample(
 def _count_origins(pair_sources: Sequence[PairSource]) -> int:
     """Count the mined files that the pairs come from."""
     return len({int(key) for each in pair_sources for key in each.pairs.column("source_key")})
-
-
-def sample_fixed_references(
-    others: OtherReferences, component: int, item: int, pair: Pair, views: SampleViews, view: int
-) -> tuple[ImageView, ...]:
-    """Sample the references after the first of a fixed view, as `PairDataset` does.
-
-    Args:
-        others: of the pair sources.
-        component, item: the pair in them.
-        pair: itself.
-        views: what `transform_fixed` made of it.
-        view: its number.
-
-    Raises:
-        DataError: a frame cannot be read.
-    """
-    return others.sample(component, item, views.reference, views.source, _fixed_generator(pair, view, _OTHERS))

@@ -30,15 +30,16 @@ from safetensors.torch import load_file, save_file
 from mimicbrush.errors import DataError
 from mimicbrush.io.atomic import leftover_pattern, write_aside, write_json
 from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.settings_file import read_settings_file
 from mimicbrush.io.text import parse_json
 
-#: Changes whenever the content of a folder means something else.
+#: Version of the content of a folder.
 _FORMAT = 1
 SETTINGS_NAME, CONSTANTS_NAME = "views.json", "constants.safetensors"
-#: A shard is about so long: it is held in memory while it is made, and lost where a run is killed.
+#: About the size of a shard, which is held in memory while it is made, and lost if the run is killed.
 SHARD_BYTES = 2**28
 _OPEN_SHARDS = 256
-#: One entry: safetensors writes several in any order, and equal shards are to have equal bytes.
+#: Only one entry: safetensors writes several in any order, and equal shards must have equal bytes.
 _ABOUT, _CRC = "about", "crc32"
 _CONSTANTS = ("no_image_tokens", "no_depth_map")
 
@@ -165,12 +166,12 @@ class EncodedFolder:
             content = load_file(path)
             constants = {name: content[name] for name in _CONSTANTS}
             if int(content[_CRC]) != _compute_crc(constants):
-                raise ValueError("another CRC-32")
+                raise ValueError("different CRC-32")
             return constants
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise DataError(
-                f"{path} cannot be read ({error}); give the same command of mimicbrush encode-views again, without "
-                "--verify: that writes it anew"
+                f"{path} cannot be read ({error}); run the same mimicbrush encode-views command again, "
+                "without --verify, to write it again"
             ) from error
 
     def is_done(self, shard: int) -> bool:
@@ -245,39 +246,35 @@ class EncodedFolder:
         if any(tensors[name].shape != torch.Size(form.shape) for name, form in self.forms.items()) or (
             _compute_crc(tensors) != checksum
         ):
-            raise DataError(f"row {place} of {path} is damaged (another CRC-32). {self._advice()}")
+            raise DataError(f"row {place} of {path} is damaged (different CRC-32). {self._advice()}")
         return {name: tensors[name] for name in names or tensors}
 
     def _place_of(self, shard: int) -> str:
         return f"{self.fingerprint}/{shard}"
 
     def _advice(self) -> str:
-        return "Run mimicbrush encode-views with --verify, then again without it. The second run encodes the shard anew"
+        return (
+            "Run mimicbrush encode-views with --verify, then again without it. The second run encodes the shard again"
+        )
 
 
 def read_encoded_folder(path: Path) -> EncodedFolder | None:
-    """Read what a folder of encoded views is to hold; None where there is none yet.
+    """Read the settings of a folder of encoded views; None if there are none yet.
 
     Raises:
         DataError: what is there cannot be read, or is of another version.
     """
-    file = path / SETTINGS_NAME
-    if not file.is_file():
-        return None
-    try:
-        values = parse_json(file.read_bytes())
-        if values["format"] != _FORMAT:
-            raise DataError(
-                f"{path} holds encoded views of format {values['format']}, this code reads {_FORMAT}; encode again"
-            )
+
+    def build(values: Mapping[str, Any]) -> EncodedFolder:
         forms = {name: TensorForm(tuple(each["shape"]), each["dtype"]) for name, each in values["tensors"].items()}
         folder = EncodedFolder(
             path, dict(values["settings"]), forms, int(values["num_rows"]), int(values["rows_per_shard"])
         )
-        assert folder.num_rows > 0 and folder.rows_per_shard > 0 and folder.bytes_per_row > 0
+        if not (folder.num_rows > 0 and folder.rows_per_shard > 0 and folder.bytes_per_row > 0):
+            raise ValueError("it has no rows")
         return folder
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, AssertionError) as error:
-        raise DataError(f"{file} cannot be read ({error!r}); encode again into another folder") from error
+
+    return read_settings_file(path / SETTINGS_NAME, _FORMAT, build, "encode")
 
 
 def open_encoded_folder(path: Path) -> EncodedFolder:
@@ -289,25 +286,16 @@ def open_encoded_folder(path: Path) -> EncodedFolder:
     folder = read_encoded_folder(path)
     if folder is None:
         raise DataError(
-            f"data.encoded_views={path} is no folder of encoded views (it has no {SETTINGS_NAME}); make one with "
-            "mimicbrush encode-views"
+            f"data.encoded_views={path} is not a folder of encoded views (it has no {SETTINGS_NAME}); make one "
+            "with mimicbrush encode-views"
         )
     missing = [shard for shard in range(folder.num_shards) if not folder.is_done(shard)]
     if missing:
         raise DataError(
-            f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are not done; give the same "
-            "command of mimicbrush encode-views again; it encodes the missing ones"
+            f"data.encoded_views={path}: {len(missing)} of {folder.num_shards} shards are missing; run the same "
+            "mimicbrush encode-views command again to encode them"
         )
     return folder
-
-
-def find_setting_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the settings in which encoded views differ from what is wanted, for a message."""
-    return [
-        f"{name}: {stored.get(name)!r} there, {expected.get(name)!r} now"
-        for name in {**stored, **expected}
-        if stored.get(name) != expected.get(name)
-    ]
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

@@ -21,11 +21,11 @@ from mimicbrush.errors import LoaderError, MimicBrushError
 
 #: Signals that end a run.
 _ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
-#: So often whoever waits for a batch gets control back.
+#: Time after which a caller that waits for a batch gets control back.
 _POLL_S = 0.5
-#: A worker may take at least so long for its first batch: it starts, and imports.
+#: Least time for the first batch of a worker, which must start and import.
 _START_S = 60.0
-_LESS_MEMORY = "Fewer workers (data.num_workers) or a smaller train.batch_size need less"
+_LESS_MEMORY = "Set a smaller data.num_workers or train.batch_size"
 
 
 def poll_batches(
@@ -38,7 +38,7 @@ def poll_batches(
 ) -> Iterator[LoadedBatch | None]:
     """Load the batches of one rank, in order, and yield None whenever half a second has passed without one.
 
-    So whoever waits can look at other things, such as signals. It stays outside `accelerator.prepare`: the sampler
+    So the caller can check other things, such as signals. It stays outside `accelerator.prepare`: the sampler
     already gives each rank its own samples, and accelerate's mid-epoch resume is wrong after the first epoch
     (accelerate#2016).
 
@@ -79,9 +79,9 @@ def poll_batches(
                 if polls * _POLL_S >= (timeout_s if count >= len(workers) else max(timeout_s, _START_S)):
                     raise LoaderError(
                         f"loader worker {worker} (process {workers[worker].pid}), which reads the samples "
-                        f"{numbers[0]}..{numbers[-1]}, has not answered for {timeout_s:g} s. Look whether the disk or "
-                        "network share of the pairs answers, and whether the shared memory (/dev/shm) is full. A slow "
-                        "disk needs a larger data.loader_timeout_s"
+                        f"{numbers[0]}..{numbers[-1]}, has not answered for {timeout_s:g} s. Check that the disk or "
+                        "network share with the pairs responds, and that the shared memory (/dev/shm) is not full. For "
+                        "a slow disk, set a larger data.loader_timeout_s"
                     )
                 yield None
             yield batch
@@ -108,7 +108,7 @@ def _collate_or_pass(samples: Sequence[Any]) -> LoadedBatch | Exception:
 
 
 def _try_next(iterator: Iterator[Any], workers: Sequence[BaseProcess]) -> LoadedBatch | None:
-    """Take the next batch; None where none has come for `_POLL_S`."""
+    """Take the next batch; None if none has come for `_POLL_S`."""
     try:
         batch: LoadedBatch | Exception = next(iterator)
     except (RuntimeError, MemoryError) as error:
@@ -129,9 +129,9 @@ def _describe_end(number: int, worker: BaseProcess) -> str:
     code = worker.exitcode or 0
     how = f"ended with status {code}"
     if code < 0:
-        how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
+        how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
     return (
-        f"loader worker {number} (process {worker.pid}) {how}. The kernel does this where memory or shared memory "
+        f"loader worker {number} (process {worker.pid}) {how}. The kernel does this if memory or shared memory "
         f"(/dev/shm) is full. {_LESS_MEMORY}"
     )
 

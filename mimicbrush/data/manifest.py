@@ -29,9 +29,9 @@ INDEX_NAME = "index.arrow"
 PLAN_NAME = "plan.json"
 _STAMP_KEY = b"mimicbrush_parts"
 _CHECKSUM_KEY = b"mimicbrush_checksum"
-#: What training and evaluation need of a row.
+#: Columns that training and evaluation need.
 _INDEX_COLUMNS = [name for name in SCHEMA.names if name not in ("status", "reason", "detail", "licence", "url")]
-#: What it takes to find a file that is there twice, and to describe it.
+#: Columns that are needed to find and describe duplicate files.
 _DUPLICATE_COLUMNS = ("status", "reason", "detail", "source_path", "source_hash")
 _FILE_COLUMNS = ("kind", "source_path", "source_hash", "licence", "url", "decoder")
 _INDEX_ROWS_PER_BATCH = 65_536
@@ -45,7 +45,7 @@ class PairTable(Sequence[Pair]):
     Args:
         table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
         root: the mined folder.
-        input_root: what was mined: photographs lie there. None where it is not known.
+        input_root: what was mined: photographs lie there. None if it is not known.
         rows: which rows of the table, in which order; None for all.
         path: of the Arrow file, if the table is mapped from one: it is then pickled by its path.
     """
@@ -157,8 +157,8 @@ class PairTable(Sequence[Pair]):
         root = self._root if store == "mined" else self._input_root
         if root is None:
             raise DataError(
-                f"pair {pair_id} lies in the folder that was mined, and {self._root} does not say which that was "
-                "(no plan.json); name it: data.input_root=FOLDER"
+                f"pair {pair_id} is in the folder that was mined, and {self._root} does not say which folder that is "
+                "(no plan.json). Give it with data.input_root=FOLDER"
             )
         path = root / name
         if not path.resolve().is_relative_to(root.resolve()):
@@ -196,7 +196,7 @@ def list_manifest_parts(root: Path) -> list[Path]:
         parts = [part for part in parts if _marker_path(root, part).is_file()]
     if not parts:
         raise DataError(
-            f"{root} holds no mined pairs (no manifest/*.parquet); mine some first: "
+            f"{root} has no mined pairs (no manifest/*.parquet). Mine some first: "
             f"mimicbrush mine input=FOLDER_OF_VIDEOS {shlex.quote(f'output={root}')}"
         )
     return parts
@@ -212,9 +212,9 @@ def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
         require_plain_file(part)
         version = (pq.read_schema(pa.OSFile(os.fsencode(part))).metadata or {}).get(VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
-            raise DataError(f"{part} has schema version {version}, this code reads {SCHEMA_VERSION}; mine again")
+            raise DataError(f"{part} has schema version {version}, this version reads {SCHEMA_VERSION}; mine again")
         table = pq.read_table(pa.OSFile(os.fsencode(part)), columns=list(columns))
-        table.validate(full=True)  # text that is no UTF-8 would be an error wherever it is looked at
+        table.validate(full=True)  # text that is not UTF-8 would cause errors later
         typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
@@ -236,11 +236,11 @@ def _check_part_hash(root: Path, part: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{part} or its marker cannot be read ({error}); delete {marker} and mine again") from error
     if expected not in (None, actual):
-        raise DataError(f"{part} is not as its marker says (another SHA-256); delete {marker} and mine again")
+        raise DataError(f"{part} does not match its marker (different SHA-256); delete {marker} and mine again")
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
-    """The parts, each with one row for every file that is there twice.
+    """The parts, with one row for each duplicate file.
 
     They stay apart: a list column in one piece holds at most 2**31 numbers, and the points of all pairs may be more.
     """
@@ -331,9 +331,9 @@ def find_index_fault(root: Path) -> str:
     """
     index = root / INDEX_NAME
     if not index.is_file():
-        return "it is not there"
+        return "it does not exist"
     if not is_index_current(root):
-        return "it is damaged, or was made of other parts"
+        return "it is damaged, or was made from other parts"
     expected = _index_table(root)
     try:
         stored = pa.ipc.open_file(pa.memory_map(os.fsencode(index))).read_all()
@@ -385,7 +385,7 @@ def _map_index(path: Path, root: Path, input_root: Path | None, rows: np.ndarray
 
 
 def check_outside_mined_folder(folder: Path, named: str) -> None:
-    """Check that a folder to write to is no mined folder and lies in none: whoever verifies that would find strangers.
+    """Check that an output folder is not a mined folder or inside one, where `verify` would report its files.
 
     Args:
         folder: where other things than pairs are to be written.
@@ -398,7 +398,7 @@ def check_outside_mined_folder(folder: Path, named: str) -> None:
     for each in (folder, *folder.parents):
         with suppress(OSError):  # a name that no folder can have
             if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
-                raise InputError(f"{named} is, or lies in, the mined folder {each}; name a folder elsewhere")
+                raise InputError(f"{named} is, or is inside, the mined folder {each}; choose a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Options of the training data. No heavy import here: the command line reads this before anything else."""
+"""Options of the training data. This module imports nothing heavy: the command line reads it first."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class SegmentOptions:
     """Options for masks from the segments of a photograph. The paper says "a SAM segment"; the ranges are *ours*.
 
     Attributes:
-        segment_ratio: smallest and largest area of a segment over that of its image; others are not used.
-        count: smallest and largest number of segments that are united.
-        dilation: smallest and largest radius by which the mask grows, over the side of the canvas.
-        mask_ratio: smallest and largest area of the finished mask over that of the canvas; where it lies outside,
-            other segments and another geometry are sampled.
+        segment_ratio: smallest and largest area of a segment, as a share of its image; other segments are not used.
+        count: smallest and largest number of segments in a mask.
+        dilation: smallest and largest radius by which the mask is dilated, as a share of the side of the canvas.
+        mask_ratio: smallest and largest area of the final mask, as a share of the canvas. If a mask is smaller or
+            larger, other segments and another geometry are sampled.
     """
 
     segment_ratio: tuple[float, float] = numbers((0.0, 1.0), at_least=0, at_most=1)
@@ -40,22 +40,24 @@ class SegmentOptions:
 
 @dataclass
 class MaskOptions:
-    """Options of the masks: what is to be repainted (paper Sec. 3.3).
+    """Options of the masks, which choose the part to repaint (paper Sec. 3.3).
 
     Attributes:
-        strategy: of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data utilities); or
-            a function of your own, "module:function" (docs/extending.md).
-        image_strategy: of photographs: "segment" (paper), "random_grid", "box" or "orb_grid"; or a function.
-        cells: smallest and largest N of the N x N grid, in all three grids.
+        strategy: masks of video pairs: "sift_grid" (paper), "random_grid", "box", or "orb_grid" (released data
+            utilities); or your own function as "module:function" (docs/extending.md).
+        image_strategy: masks of photographs: "segment" (paper), "random_grid", "box" or "orb_grid"; or your own
+            function.
+        cells: smallest and largest N of the N x N grid (sift_grid, random_grid, orb_grid).
         matched: sift_grid: probability that a cell with a matched SIFT point is masked.
-        unmatched: sift_grid: the same for any other cell; also where no segment of a photograph will do.
+        unmatched: sift_grid: probability that any other cell is masked. It is also used if a photograph has no
+            suitable segment.
         probability: random_grid: probability that a cell is masked.
-        box_sides: box: smallest and largest side over that of the canvas (released data utilities).
-        box_area: box: its area over that of the canvas; None leaves it to the sides.
-        num_fullest: orb_grid: how many cells count as the fullest.
-        fullest: orb_grid: probability that one of these is masked.
-        others: orb_grid: the same for any other cell.
-        segments: segment.
+        box_sides: box: smallest and largest side, as a share of the side of the canvas (released data utilities).
+        box_area: box: area, as a share of the canvas; None: the sides decide.
+        num_fullest: orb_grid: number of cells with the most ORB keypoints.
+        fullest: orb_grid: probability that one of these cells is masked.
+        others: orb_grid: probability that any other cell is masked.
+        segments: options of "segment".
     """
 
     strategy: str = "sift_grid"
@@ -66,7 +68,7 @@ class MaskOptions:
     unmatched: float = number(0.50, at_least=0, at_most=1)
     probability: float = number(0.50, at_least=0, at_most=1)
     box_sides: tuple[float, float] = numbers((0.4, 0.9), above=0, at_most=1)
-    box_area: float | None = number(None, above=0, at_most=1, whole=False, null="left to data.mask.box_sides")
+    box_area: float | None = number(None, above=0, at_most=1, whole=False, null="data.mask.box_sides decides")
     num_fullest: int = number(5, at_least=0)
     fullest: float = number(0.7, at_least=0, at_most=1)
     others: float = number(0.3, at_least=0, at_most=1)
@@ -82,25 +84,25 @@ class MaskOptions:
                 known = value in VIDEO_STRATEGIES + IMAGE_STRATEGIES
                 meant = f" ({why})" if known else suggest(value, strategies)
                 raise InputError(
-                    f"data.mask.{name}={value}: must be one of {', '.join(strategies)}, or module:function{meant}"
+                    f"data.mask.{name}={value}: expected one of {', '.join(strategies)}, or module:function{meant}"
                 )
         check_options(self, "data.mask.")
         low, high = self.box_sides
         if self.box_area is not None and not low * low <= self.box_area <= high * high:
             raise InputError(
-                f"data.mask.box_area={self.box_area} cannot be met with data.mask.box_sides={list(self.box_sides)}; "
-                f"it must be in {low * low:.3g}..{high * high:.3g}"
+                f"data.mask.box_area={self.box_area} is not possible with data.mask.box_sides={list(self.box_sides)}; "
+                f"expected a number from {low * low:.3g} to {high * high:.3g}"
             )
 
 
 @dataclass
 class PairSourceOptions:
-    """A mined folder, one of several to train on, see `DataOptions.sources`.
+    """A mined folder to train on, one of several, see `DataOptions.sources`.
 
     Attributes:
-        root: a folder made by mimicbrush mine.
-        kind: "video" or "image": which of its pairs to take.
-        weight: share of the samples, relative to the others'.
+        root: folder of mined pairs, made by `mimicbrush mine`.
+        kind: which of its pairs to use: "video" or "image".
+        weight: share of the samples, relative to the weights of the other sources.
         input_root: as in `DataOptions`.
     """
 
@@ -112,36 +114,35 @@ class PairSourceOptions:
 
 @dataclass
 class DataOptions:
-    """Options of the training data: which pairs, and what happens to them on the way.
+    """Options of the training data: which pairs are used, and how they are augmented and masked.
 
     Attributes:
-        root: a folder made by mimicbrush mine: the simple form, for one folder.
-        input_root: where the mined photographs lie, if they have moved since; "" is where they were mined.
-        video_ratio: part of the samples that come from video pairs; the rest are images (paper Sec. 4.1).
-        sources: name -> options: the general form, for any number of them, in place of `root` and `video_ratio`.
-        heldout_ratio: part of the source files that is never trained on, chosen by their hash.
-        min_ssim: pairs with a lower SSIM are not used. It can only narrow the band of mining.
-        max_ssim: pairs with a higher SSIM are not used. It can only narrow the band of mining.
-        geometry: random geometry, sampled for source and reference independently.
-        jitter: random colour, likewise.
-        share_flips: flip source and reference together (ours: users of the released model complain of
-            mirrored results).
-        mask: what is masked.
-        fixed_views: number of augmentations of each pair (*ours*). They take turns from epoch to epoch, and are the
-            same for every seed; 0 (paper): a new one each time.
-        encoded_views: a folder made by mimicbrush encode-views, which holds the fixed views as the frozen encoders see
-            them; "": the run encodes by itself.
-        augment_on: "cpu" renders in the loader's processes; "device" lets them decode only, and jitters and warps
-            whole batches where the model is. Same parameters, same samples up to rounding.
-        max_bad_ratio: unreadable pairs are replaced, counted and named; above this part of the samples the run stops
-            (a few are always allowed, see `training.guards.BadSamples`).
-        num_workers: loader processes of each process of the run; 0: none.
-        loader_timeout_s: if a loader process gives no batch for so long, the run saves and ends; with `num_workers=0`
-            this is not checked.
-        num_references: references of each sample (*ours*; the paper has one). Those after the first are other frames of
-            the same shot. If it has no other frame, the first one is augmented again.
-        num_matches: largest number of matches of a sample that `train.correspondence_weight` uses; of more, a random
-            part is used.
+        root: folder of mined pairs, made by `mimicbrush mine`. For several folders, use `sources`.
+        input_root: folder of the mined photographs, if they were moved; "": where they were mined.
+        video_ratio: share of the samples that come from video pairs; the others come from photographs (paper Sec. 4.1).
+        sources: name -> options of a source. Use this for several folders, instead of `root` and `video_ratio`.
+        heldout_ratio: share of the source files that are never trained on, chosen by their hash.
+        min_ssim: pairs with a lower SSIM are not used. Pairs that were not mined stay excluded.
+        max_ssim: pairs with a higher SSIM are not used. Pairs that were not mined stay excluded.
+        geometry: random geometry, sampled independently for source and reference.
+        jitter: random colour changes, sampled independently for source and reference.
+        share_flips: flip source and reference together (*ours*: users of the released model report mirrored results).
+        mask: options of the masks.
+        fixed_views: number of different augmentations of each pair (*ours*). They alternate from epoch to epoch, and
+            are the same for every seed; 0 (paper): a new augmentation each time.
+        encoded_views: folder made by `mimicbrush encode-views`, with the fixed views already encoded by the frozen
+            networks; "": encode during training.
+        augment_on: where images are augmented: "cpu" augments in the loader processes; "device" augments whole batches
+            on the device of the model. Both give the same samples up to rounding.
+        max_bad_ratio: largest share of samples whose pair cannot be read. Such pairs are replaced and listed; above
+            this share the run stops (a few are always allowed, see `training.guards.BadSamples`).
+        num_workers: loader processes for each process of the run; 0: none.
+        loader_timeout_s: the run saves and stops if a loader process gives no batch for this time; with
+            `num_workers=0`, this is not checked.
+        num_references: references of each sample (*ours*; the paper has one). The second and further references are
+            other frames of the same shot. If there are none, the first reference is augmented again.
+        num_matches: largest number of matches of a sample that `train.correspondence_weight` uses; if there are more,
+            a random subset is used.
     """
 
     root: str = ""
@@ -169,20 +170,20 @@ class DataOptions:
         check_order(self, "data.", ("min_ssim", "max_ssim"))
         if self.encoded_views and not self.fixed_views:
             raise InputError(
-                f"data.encoded_views={self.encoded_views} holds fixed views, and data.fixed_views=0 makes a new "
-                "augmentation each time; give the data.fixed_views=K of that folder"
+                f"data.encoded_views={self.encoded_views} has fixed views, but data.fixed_views=0 makes a new "
+                "augmentation each time; set data.fixed_views=K as for that folder"
             )
         if self.encoded_views and self.num_references > 1:
             raise InputError(
-                f"data.encoded_views={self.encoded_views} holds one reference for each view, and "
-                f"data.num_references={self.num_references}; set data.num_references=1, or leave data.encoded_views out"
+                f"data.encoded_views={self.encoded_views} has one reference for each view, but "
+                f"data.num_references={self.num_references}; set data.num_references=1, or leave out data.encoded_views"
             )
         if self.sources and self.root:
             raise InputError(
-                f"data.root={self.root} and data.sources ({', '.join(self.sources)}) are both given; with data.sources "
-                "every source names its own root: leave data.root and data.video_ratio out"
+                f"data.root={self.root} and data.sources ({', '.join(self.sources)}) are both given; with "
+                "data.sources, every source has its own root: leave out data.root and data.video_ratio"
             )
         for name, component in self.sources.items():
             check_options(component, f"data.sources.{name}.")
             if not component.root:
-                raise InputError(f"data.sources.{name}.root is not set; it names a folder of mined pairs")
+                raise InputError(f"data.sources.{name}.root is not set; give a folder of mined pairs")

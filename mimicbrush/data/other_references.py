@@ -19,9 +19,9 @@ from mimicbrush.ops.similarity import SSIM_WINDOW_PX, ssim_luma, ssim_thumbnail
 if TYPE_CHECKING:
     from mimicbrush.data.pair_sources import PairSource
 
-#: At most so many frames are read for a sample: in a still shot all of them are too much like the source.
+#: Most frames that are read for a sample: in a still shot, all of them are too similar to the source.
 _MAX_FRAMES = 8
-#: Frame numbers are compared in so many bits.
+#: Number of bits of a frame number.
 _FRAME_BITS = 32
 _SIDES: tuple[Side, Side] = ("a", "b")
 

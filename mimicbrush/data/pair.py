@@ -1,4 +1,4 @@
-"""One pair, ready to be read: images by offset and length inside a tar or a file of their own."""
+"""One pair to read: images by offset and length inside a tar, or in their own files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_SIDE_PX = 65_535
 
 @contextmanager
 def refuse_pair(pair_id: str) -> Iterator[None]:
-    """Turn whatever goes wrong with one pair into a `DataError`: a bad pair costs itself, and not the run.
+    """Turn any error of a pair into a `DataError`: a bad pair must not end the run.
 
     A full disk is no fault of a pair, and an `InputError` is about an option. Both pass.
 
@@ -65,7 +65,7 @@ class Pair:
         annotation_file, annotation_span: the JSON of a photograph's segments.
         segments: (K,) int32 numbers of the annotations that can be masks.
         segment_ratios: (K,) float32, their areas over that of the image, largest first.
-        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" where they were not stored.
+        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" if they were not stored.
         a_frame, b_frame: numbers of the frames in their video; -1 where there are none.
     """
 
@@ -90,7 +90,7 @@ class Pair:
     b_frame: int = -1
 
     def check(self) -> None:
-        """Check that the row can be meant as it is, before any file is opened for it.
+        """Check that the values of the row are possible, before any file is opened.
 
         Raises:
             DataError: it contradicts itself, or there is no image as it says.
@@ -117,11 +117,11 @@ class Pair:
         data = self._bytes(self.a_file, span)
         expected = self.a_sha256 if span == self.a_span else self.b_sha256
         if expected and hashlib.sha256(data).hexdigest() != expected:
-            raise self._fault(self.a_file, span, "are not what was mined (another SHA-256)")
+            raise self._fault(self.a_file, span, "are not what was mined (different SHA-256)")
         try:
             return decode_jpeg(data, reduce, self.size_px)
         except (OSError, ValueError, SyntaxError) as error:
-            raise self._fault(self.a_file, span, f"are no whole JPEG ({error})") from error
+            raise self._fault(self.a_file, span, f"are not a complete JPEG ({error})") from error
 
     def read_segment(self, number: int) -> np.ndarray:
         """Read a segment of a photograph, (H, W) uint8, 0 or 1.
@@ -145,11 +145,11 @@ class Pair:
     def _bytes(self, file: Path, span: Span) -> bytes:
         offset, length = span
         try:
-            # A FIFO would be waited for without end, a device has no end.
+            # Reading a FIFO or a device could wait without end.
             with open(file, "rb", opener=_open_at_once) as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise DataError(f"pair {self.pair_id}: {file} is no ordinary file")
+                    raise DataError(f"pair {self.pair_id}: {file} is not a regular file")
                 stream.seek(offset)
                 data = stream.read(max(0, min(length, status.st_size - offset)))
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
@@ -162,7 +162,7 @@ class Pair:
         offset, length = span
         return DataError(
             f"pair {self.pair_id}: bytes {offset}..{offset + length} of {file} {what}; "
-            f"mine {self.source_path} again (delete this shard's marker and rerun)"
+            f"mine {self.source_path} again (delete this shard's marker and run the mining command again)"
         )
 
 
@@ -174,7 +174,7 @@ def _find_row_fault(pair: Pair) -> str:
     """Find what is wrong with a row; "" for nothing."""
     height, width = pair.size_px
     if not (1 <= height <= _MAX_SIDE_PX and 1 <= width <= _MAX_SIDE_PX):
-        return f"its images are said to be of {width} x {height} px, possible is 1..{_MAX_SIDE_PX}"
+        return f"its images are listed as {width} x {height} px; expected sides from 1 to {_MAX_SIDE_PX} px"
     spans = [("a", pair.a_span)]
     if pair.kind == "video" or pair.b_span is not None:
         spans.append(("b", pair.b_span or (-1, -1)))
@@ -182,18 +182,19 @@ def _find_row_fault(pair: Pair) -> str:
         spans.append(("annotation", pair.annotation_span))
     for name, (offset, length) in spans:
         if offset < 0 or not 1 <= length <= _MAX_BYTES:
-            return f"{name}_offset={offset}, {name}_length={length}; an offset is 0 or more, a length 1..{_MAX_BYTES}"
+            expected = f"an offset of at least 0 and a length from 1 to {_MAX_BYTES}"
+            return f"{name}_offset={offset}, {name}_length={length}; expected {expected}"
     if len(pair.a_points) != len(pair.b_points):
         return f"it has {len(pair.a_points)} matched points in one image and {len(pair.b_points)} in the other"
     for points in (pair.a_points, pair.b_points):
         if ((points < -1) | (points > (width, height))).any():
-            return f"a matched point lies outside of its images of {width} x {height} px"
+            return f"a matched point is outside of its images of {width} x {height} px"
     if pair.kind == "video" and not np.isfinite(pair.ssim):
-        return f"its ssim is {pair.ssim}"
+        return f"its SSIM is {pair.ssim}"
     if len(pair.segments) != len(pair.segment_ratios):
-        return f"it has {len(pair.segments)} segments and {len(pair.segment_ratios)} areas of segments"
+        return f"it has {len(pair.segments)} segments, but {len(pair.segment_ratios)} areas of segments"
     if (pair.segments < 0).any() or not np.isfinite(pair.segment_ratios).all():
-        return "the number of a segment is negative, or its area is no number"
+        return "the index of a segment is negative, or its area is not a number"
     return ""
 
 
@@ -229,11 +230,11 @@ def _decode_jpeg(data: bytes, reduce: int, size_px: tuple[int, int] | None) -> n
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
-        raise ValueError("it does not begin like one") from error
+        raise ValueError("it does not start like a JPEG") from error
     with opened as image:
         if size_px is not None and image.size != size_px[::-1]:
             # Before it is decoded: a small file can hold a huge image.
-            raise ValueError(f"it is of {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
+            raise ValueError(f"it has {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
             # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.

@@ -42,9 +42,9 @@ def load_pair_sources(options: DataOptions) -> list[PairSource]:
         selected = _select_pairs(pairs, component.kind, options)
         if not len(selected):
             raise DataError(
-                f"data.sources.{name}: of {len(pairs)} pairs in {component.root} (without those held out) none is of "
-                f"kind {component.kind} with SSIM in {options.min_ssim}..{options.max_ssim} "
-                "(data.min_ssim, data.max_ssim)"
+                f"data.sources.{name}: none of the {len(pairs)} pairs in {component.root} (without held-out pairs) is "
+                f"of kind {component.kind} with SSIM from {options.min_ssim} to {options.max_ssim} (data.min_ssim, "
+                "data.max_ssim)"
             )
         pair_sources.append(PairSource(name, selected, to_exact(component.weight)))
     return pair_sources
@@ -65,15 +65,15 @@ def split_by_kind(pairs: PairTable, options: DataOptions) -> list[PairSource]:
     pair_sources = [PairSource(kind, tables[kind], share_of_kind[kind]) for kind in share_of_kind if len(tables[kind])]
     if not pair_sources:
         raise DataError(
-            f"no pair to train on: {len(pairs)} were given, none is of a wanted kind {list(share_of_kind)} with "
-            f"SSIM in {options.min_ssim}..{options.max_ssim} (data.min_ssim, data.max_ssim, data.video_ratio)"
+            f"no pairs to train on: none of the {len(pairs)} given pairs is of the kinds {list(share_of_kind)} with "
+            f"SSIM from {options.min_ssim} to {options.max_ssim} (data.min_ssim, data.max_ssim, data.video_ratio)"
         )
     absent = [kind for kind in share_of_kind if not len(tables[kind])]
     if absent:
         present = ", ".join(each.name for each in pair_sources)
         warnings.warn(
-            f"no {' and no '.join(absent)} pairs: all samples come from {present} "
-            f"(data.video_ratio={options.video_ratio} is not kept)",
+            f"there are no {' and no '.join(absent)} pairs: all samples come from {present} "
+            f"(data.video_ratio={options.video_ratio} has no effect)",
             stacklevel=2,
         )
     return pair_sources

@@ -16,7 +16,7 @@ Store = Literal["mined", "input"]
 
 #: Above this SSIM two frames of a video show a still image.
 STILL_SSIM = 0.96
-#: Matched points are stored in these parts of a pixel, counted from the image's edge; finer than SIFT is sure of.
+#: Matched points are stored in these fractions of a pixel, from the edge of the image; SIFT is less precise.
 POINT_UNITS_PER_PX = 16
 #: The longest side whose points fit 16 bits.
 MAX_POINT_SIDE_PX = 2**16 // POINT_UNITS_PER_PX - 1

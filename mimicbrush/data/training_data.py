@@ -1,4 +1,4 @@
-"""What a model was trained on, as its run and its pipelines state it in ``training_data.json``.
+"""What a model was trained on, as its run and its pipelines record it in ``training_data.json``.
 
 The trainer writes the file. Evaluation reads it, so that nothing is measured on what was trained on. Nothing heavy is
 imported here: a command reads this before it knows whether there is anything to do.
@@ -47,7 +47,7 @@ def write_training_data(folder: Path, training: TrainingData) -> None:
 
 
 def read_training_data(folder: Path) -> TrainingData | None:
-    """Read what the folder of a run or of a pipeline states about its training; None where it states nothing.
+    """Read what a run or a pipeline was trained on from its folder; None if it does not say.
 
     Raises:
         DataError: the file is there but cannot be read.
@@ -61,5 +61,5 @@ def read_training_data(folder: Path) -> TrainingData | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}); expected heldout_ratio and source_hashes. "
-            "Without it nobody knows what was trained on: save the pipeline again, or evaluate with split=all"
+            "Without it, the pairs that were trained on are not known: save the pipeline again, or use split=all"
         ) from error

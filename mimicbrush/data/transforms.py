@@ -33,7 +33,7 @@ from mimicbrush.ops.keypoints import find_orb_points
 Side = Literal["a", "b"]
 
 _SEGMENT_TRIES = 8
-#: So many places of a photograph are tried for each match: the reference does not show all of them.
+#: Number of places of a photograph to try for each match: the reference does not show all of them.
 _PLACES_PER_MATCH = 3
 _NO_POINTS = np.zeros((0, 2), np.float32)
 

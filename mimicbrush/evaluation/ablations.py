@@ -136,6 +136,7 @@ def format_ablations(
     effects: Mapping[str, Mapping[str, Mapping[str, AblationEffect]]],
     absent: Mapping[str, str],
     keypoints: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> str:
     """Format the comparison as Markdown, a table for each set of pairs.
 
@@ -144,7 +145,8 @@ def format_ablations(
     Args:
         effects: of `compare_rows`; the row without a change is the one that the others are compared with.
         absent: row of the paper -> why it was not run.
-        keypoints: row -> column -> a value for each seed, for further columns.
+        keypoints: row -> column -> a value for each seed, for further columns; "n/a" for rows that it lacks.
+        notes: row -> what its title says besides its name.
     """
     base = next(row for row, sets in effects.items() if all(each["psnr"].change is None for each in sets.values()))
     is_paper = base == FULL
@@ -166,14 +168,18 @@ def format_ablations(
             "|" + "---|" * (len(headings) + 1),
         ]
         for row, title in names.items():
+            if note := (notes or {}).get(row):
+                title = f"{title} ({note})"
             gap = ABLATIONS[FULL].part_composition.psnr - ABLATIONS[row].part_composition.psnr if is_paper else 0.0
             if row in effects:
-                cells = [" / ".join(f"{value:.1f}" for value in (keypoints or {})[row][column]) for column in further]
+                found = (keypoints or {}).get(row, {})
+                cells = [" / ".join(f"{value:.1f}" for value in found.get(column, ())) or "n/a" for column in further]
                 cells += [_format_cell(effects[row][name].get(measure), digits) for measure, digits in MEASURES.items()]
                 cells += ["" if row == base else f"{gap:+.2f}"] if is_paper else []
                 lines.append(f"| {title} | {' | '.join(cells)} | {effects[row][name]['psnr'].direction} |")
             elif row in absent:
-                lines.append(f"| {title} | {' | '.join(['n/a'] * len(HEADINGS))} | {gap:+.2f} | {absent[row]} |")
+                cells = ["n/a"] * (len(further) + len(HEADINGS))
+                lines.append(f"| {title} | {' | '.join(cells)} | {gap:+.2f} | {absent[row]} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

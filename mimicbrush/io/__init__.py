@@ -1,4 +1,4 @@
-"""Files: images, JSON, hashes, and writing that never leaves half a file.
+"""Files: images, JSON, hashes, and writing without incomplete files.
 
 In reading order:
 
@@ -11,5 +11,7 @@ In reading order:
 * `image_formats`: the quality with which a result is stored; formats that need a package of their own.
 * `images`: reads and writes images (EXIF, colours, transparency, 16 bits, damage).
 * `jsonl`: logs of one JSON object per line.
+* `settings_file`: settings of a folder that is made piece by piece.
+* `stored_files`: files of a folder with their sizes and hashes, to see later whether they are the same.
 * `text`: makes text of unknown origin fit to be stored and printed; reads it as JSON.
 """

@@ -1,4 +1,4 @@
-"""Files and folders that get their name only when they are whole, and paths that stay inside a folder."""
+"""Files and folders that get their final name only when they are complete, and paths that stay inside a folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 from mimicbrush.errors import FULL_DISK, InputError, MimicBrushError
 
-#: What `write_aside` leaves beside its files when the process is killed.
+#: Temporary files that `write_aside` leaves if the process is killed.
 ASIDE_PATTERN = ".*.tmp"
-#: A hidden name repeats the file's own up to this many bytes: what is added must fit into a name, too.
+#: Bytes of the name of a file that its hidden name repeats: the suffix must fit, too.
 _LONGEST_REPEATED = 100
-#: A disk with less room than this is full, whatever a library says of a write that failed.
+#: A disk with less free space than this is full, whatever error a library reports.
 _FULL_BELOW_BYTES = 1 << 16
 
 # It can be read only by setting it, for the whole process: so once, before there are threads that write files.
@@ -29,7 +29,7 @@ os.umask(_UMASK)
 
 
 def path_inside(root: Path, name: str) -> Path:
-    """Resolve a path that a list names relative to its own folder, and refuse one that leaves it.
+    """Resolve a path that is relative to the folder of a list, and refuse one that leads outside.
 
     Args:
         root: an existing folder.
@@ -41,26 +41,26 @@ def path_inside(root: Path, name: str) -> Path:
     path = root / name
     try:
         inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, characters that no path may have
-        raise InputError(f"{name!r} is no path ({error})") from error
+    except (OSError, RuntimeError, ValueError) as error:  # circular links, characters that are not allowed in a path
+        raise InputError(f"{name!r} is not a valid path ({error})") from error
     if not inside:
-        raise InputError(f"{name!r} leads out of {root}")
+        raise InputError(f"{name!r} leads outside of {root}")
     return path
 
 
 def hidden_stem(name: str) -> str:
-    """Make the beginning of the hidden names that stand beside a file or folder: its own name, or a hash if long."""
+    """Make the start of the hidden names for a file or folder: its own name, or a hash of a long name."""
     data = os.fsencode(name)
     return f".{name}" if len(data) <= _LONGEST_REPEATED else f".{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def leftover_pattern(name: str) -> str:
-    """Make the pattern (of glob) of what a killed process left beside the file of this name; see `write_aside`."""
+    """Make the glob pattern of the temporary files that a killed process left for this file; see `write_aside`."""
     return f"{glob.escape(hidden_stem(name))}.*.tmp"
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that gets its name only when it is whole and on the disk.
+    """Write a file under a temporary name, and rename it when it is complete and on the disk.
 
     Args:
         path: the file; an older one stays as it is until the new one replaces it.
@@ -70,7 +70,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the disk refuses; where it is full, the error names the folder.
     """
-    # No suffix of the file's own: whoever collects for instance *.parquet must not meet half a file.
+    # Without the suffix of the file: a search for *.parquet, for example, must not find an incomplete file.
     # Random, not the process's number: in containers on a shared disk these are alike.
     aside = path.with_name(f"{hidden_stem(path.name)}.{secrets.token_hex(4)}.tmp")
     try:
@@ -101,7 +101,7 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors removes its file, so that there is room again, and says it in words alone.
+        # safetensors removes its file, so there is space again, and has the reason only in its message.
         is_full = _is_full(folder) or os.strerror(errno.ENOSPC) in str(error)
         if number not in FULL_DISK and (number is not None or not is_full):
             raise
@@ -116,7 +116,7 @@ def _is_full(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder where it is missing.
+    """Make a folder if it does not exist.
 
     Returns:
         The folders that were made, the outermost first, for `remove_empty_folders`.
@@ -145,7 +145,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_empty_folders(made: Sequence[Path]) -> None:
-    """Remove what `make_folder` made, as far as nothing lies in it."""
+    """Remove the folders that `make_folder` made, if they are empty."""
     with suppress(OSError):
         for folder in reversed(made):
             folder.rmdir()
@@ -174,7 +174,7 @@ def apply_umask(folder: Path) -> None:
 
 
 def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder that gets its name only when it is whole; an older one stays until then.
+    """Write a folder under a temporary name, and rename it when it is complete; an older one stays until then.
 
     Args:
         final: the folder.

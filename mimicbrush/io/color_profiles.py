@@ -1,4 +1,4 @@
-"""Colour profiles (ICC) of images: everything is computed in sRGB, and a result goes back to its source's profile.
+"""Colour profiles (ICC) of images. Everything is computed in sRGB, and results get the profile of their source.
 
 Numbers of 0..255 are colours only together with a profile. Cameras and phones write Display P3 or Adobe RGB; the
 models know sRGB. An image without a profile is sRGB, and is never changed here.
@@ -39,7 +39,7 @@ _DAMAGED = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def find_profile(image: Image.Image) -> bytes | None:
-    """Find the profile of an image; None where it is sRGB.
+    """Find the profile of an image; None if it is sRGB.
 
     It is the ICC profile, even one that says sRGB, and one that may be damaged. Without one it is made of the gamma
     and chromaticities of a PNG, or of those of a HEIC. HDR is worth a Python warning: nothing here makes SDR of it.
@@ -58,7 +58,7 @@ def find_profile(image: Image.Image) -> bytes | None:
         return make_profile(exponent, chromaticity)
     except (ArithmeticError, ValueError, struct.error):
         made_of = f"the gamma {exponent or 'of sRGB'} and the chromaticities {chromaticity}"
-        warnings.warn(f"{made_of} that it states make no sense: read as sRGB", stacklevel=2)
+        warnings.warn(f"{made_of} in the file make no sense: read as sRGB", stacklevel=2)
         return None
 
 
@@ -76,8 +76,8 @@ def _read_nclx(image: Image.Image) -> tuple[None, tuple[float, ...]] | None:
     transfer = nclx.get("transfer_characteristics", 0)
     if transfer in _HDR_TRANSFERS:
         warnings.warn(
-            f"it is HDR ({_HDR_TRANSFERS[transfer]}) and read without tone mapping: it looks flat; "
-            "export it as SDR for its true colours",
+            f"it is HDR ({_HDR_TRANSFERS[transfer]}) and is read without tone mapping, so it looks flat; "
+            "export it as SDR for correct colours",
             stacklevel=3,
         )
     if transfer not in _SDR_TRANSFERS or nclx.get("color_primaries") == _UNKNOWN_PRIMARIES:
@@ -87,7 +87,7 @@ def _read_nclx(image: Image.Image) -> tuple[None, tuple[float, ...]] | None:
 
 
 def drop_profile(image: Image.Image) -> None:
-    """Forget the profile of an image, in place: its numbers are sRGB from now on."""
+    """Remove the profile of an image, in place: its values are then sRGB."""
     for key in _PROFILE_KEYS:
         image.info.pop(key, None)
 
@@ -114,7 +114,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None, is_grey: bool = False
 
 
 def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image | None:
-    """The image in sRGB; None where it is that already."""
+    """The image in sRGB; None if it is that already."""
     try:
         if image.mode == "LAB":  # which Pillow converts by itself
             return None
@@ -126,8 +126,8 @@ def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image
         elif space == image.mode == "CMYK":
             mode = "CMYK"
         else:
-            kind = f"of the kind {space!r}" if space else "not one of images"
-            warnings.warn(f"its colour profile is {kind}, its mode is {image.mode!r}: read as sRGB", stacklevel=3)
+            kind = f"for {space!r}" if space else "not for images"
+            warnings.warn(f"its colour profile is {kind}, but its mode is {image.mode!r}: read as sRGB", stacklevel=3)
             return None
         transform = _build_transform(icc, mode, True)
         return None if transform is None else ImageCms.applyTransform(image.convert(mode), transform)
@@ -137,7 +137,7 @@ def _apply_profile(image: Image.Image, icc: bytes, is_grey: bool) -> Image.Image
 
 
 def can_return_to(icc: bytes) -> bool:
-    """Tell whether colours can be converted from sRGB to a profile, so that a result can be given back in it.
+    """Return whether colours can be converted from sRGB to a profile, so that a result can be stored with it.
 
     False for profiles of CMYK and grey, which hold no result in "RGB", for those of scanners that only lead away from
     the device, and for damaged ones.
@@ -169,7 +169,7 @@ def _read_space(icc: bytes) -> str:
 
 @lru_cache(maxsize=16)
 def _build_transform(icc: bytes, mode: str, to_srgb: bool) -> ImageCms.ImageCmsTransform | None:
-    """A transform between a profile and sRGB; None where it would change nothing that can be seen."""
+    """A transform between a profile and sRGB; None if it would change nothing that can be seen."""
     profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(
         profile if to_srgb else srgb,

@@ -1,4 +1,4 @@
-"""Downloads of files from addresses that a list names: over https alone, with a limit, and resumed where they stopped.
+"""Downloads of files from the addresses of a list: only https, with a size limit, and resumed after an interruption.
 
 What has come so far lies beside the file, as ``.NAME.part``. A file gets its name only when it is whole and its hash
 is right.
@@ -25,7 +25,7 @@ from mimicbrush.io.text import describe_error, in_bytes, make_storable
 
 _CHUNK_BYTES = 1 << 18
 _TIMEOUT_S = 60.0
-#: So many connections in a row may fail without a byte, with pauses in between that grow.
+#: Number of connections in a row that may fail without a byte, with growing pauses.
 _ATTEMPTS, _PAUSE_S = 4, 1.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _AGENT = "mimicbrush (training data)"
@@ -37,11 +37,11 @@ _IN_ADDRESS = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class DownloadError(InputError):
-    """A file that could not be fetched, or that is not the one that was asked for."""
+    """A file that could not be downloaded, or is not the expected file."""
 
 
 def check_address(url: str) -> None:
-    """Check that an address is one of https. On this machine itself, http will do.
+    """Check that an address uses https. For this machine itself, http is allowed.
 
     Raises:
         DownloadError: it is another.
@@ -49,10 +49,10 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_good = bool(parts.hostname) and (parts.scheme == "https" or _is_local(url))
-        fault = "" if is_good else "an address must begin with https://"
+        fault = "" if is_good else "expected an address that starts with https://"
         _encode_address(url)
     except ValueError as error:  # brackets that do not match, a port that is no number, a host with an empty part
-        fault = f"an address must begin with https:// and name a server ({make_storable(str(error), 100)})"
+        fault = f"expected an address that starts with https:// and has a host name ({make_storable(str(error), 100)})"
     if fault:
         raise DownloadError(f"{make_storable(url, 200)!r}: {fault}")
 
@@ -65,13 +65,13 @@ def _encode_address(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.port == 0:
-        raise ValueError("there is no port 0")
+        raise ValueError("port 0 is not possible")
     host = (parts.hostname or "").encode("idna").decode()
     name = parts.netloc.rpartition("@")[2]
     if not name.isascii():
         name = f"{host}:{parts.port}" if parts.port else host
     elif not set(name) <= set(_IN_ADDRESS):
-        raise ValueError("its host has spaces")
+        raise ValueError("its host name has spaces")
     path, query = (quote(part, _IN_ADDRESS) for part in (parts.path, parts.query))
     return urlunsplit(parts._replace(netloc=name, path=path, query=query))
 
@@ -89,7 +89,9 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         parts = urlsplit(newurl)
         if parts.scheme != "https" and not _is_local(newurl):
-            raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is not https")
+            raise DownloadError(
+                f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is not an https address"
+            )
         if parts.hostname in _THIS_MACHINE and not _is_local(req.full_url):
             raise DownloadError(f"{req.full_url} leads to {make_storable(newurl, 200)!r}, which is this machine")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -105,13 +107,13 @@ def download_file(
     check: Callable[[Path], object] = lambda _: None,
     report: Callable[[int, int | None], object] = lambda *_: None,
 ) -> str:
-    """Download a file, or the rest of it where an earlier try stopped.
+    """Download a file, or the rest of it after an interruption.
 
     Args:
         url: of https.
         path: the file; its folder exists, and no other process writes it.
-        sha256: hex, which it must have; "" where it is not known.
-        num_bytes: its size; None where it is not known.
+        sha256: hex, which it must have; "" if it is not known.
+        num_bytes: its size; None if it is not known.
         max_bytes: a longer file is refused.
         check: looks at the file before it gets its name, and raises what it finds.
         report: called with the bytes so far, and with all bytes if that is known.
@@ -138,34 +140,34 @@ def download_file(
         except DownloadError:
             raise
         except urllib.error.HTTPError as error:
-            if error.code < 500:  # it will not answer otherwise a second later
+            if error.code < 500:  # another try would give the same answer
                 raise DownloadError(
-                    f"{url}: the server answers {error.code} ({make_storable(str(error.reason))})"
+                    f"{url}: the server answered {error.code} ({make_storable(str(error.reason))})"
                 ) from None
-            problem = f"the server answers {error.code}"
+            problem = f"the server answered {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             problem = describe_error(error)
         except ValueError as error:  # of urllib: an address that the server leads to, or a header, is none
-            raise DownloadError(f"{url}: the answer of the server cannot be read: {describe_error(error)}") from None
+            raise DownloadError(f"{url}: cannot read the answer of the server: {describe_error(error)}") from None
         have = _size_of(part)
-        failures = 1 if have > before else failures + 1  # a slow line that breaks often still gets there
+        failures = 1 if have > before else failures + 1  # a slow connection that often breaks still succeeds
         if failures >= _ATTEMPTS:
-            kept = f"; {in_bytes(have)} are here, and the same command goes on from there" if have else ""
-            raise DownloadError(f"{url} could not be fetched: {problem}{kept}")
+            kept = f"; {in_bytes(have)} are already here. Run the same command again to continue" if have else ""
+            raise DownloadError(f"{url} could not be downloaded: {problem}{kept}")
         time.sleep(failures * _PAUSE_S)
     if num_bytes not in (None, _size_of(part)):
         have = _size_of(part)
         _forget(part, note)
         raise DownloadError(
-            f"{url}: the server sent {have} bytes, and the list says {num_bytes}. They were not kept: it is another "
-            "file than the one that was listed, or not all of it"
+            f"{url}: the server sent {have} bytes, and the list says {num_bytes}. They were not kept: this is not the "
+            "listed file, or not the whole file"
         )
     found = hash_file(part)
     if sha256 and found != sha256:
         _forget(part, note)
         raise DownloadError(
-            f"{url}: the file has the SHA-256 {found}, and the list says {sha256}. It was not kept: it is another file "
-            "than the one that was listed"
+            f"{url}: the file has the SHA-256 {found}, and the list says {sha256}. It was not kept: this is not the "
+            "listed file"
         )
     try:
         check(part)
@@ -187,7 +189,7 @@ def _forget(part: Path, note: Path) -> None:
 
 
 def _read_some(answer: Any) -> bytes:
-    """Read what has come; what the line does wrong is not to be taken for a fault of the disk."""
+    """Read what has come; an error of the connection must not look like an error of the disk."""
     try:
         return bytes(answer.read1(_CHUNK_BYTES))
     except OSError as error:
@@ -244,7 +246,7 @@ class _Fetch:
                     count += len(chunk)
                     if count > (total or self.max_bytes):
                         raise DownloadError(
-                            f"{self.url}: the server sends more than {in_bytes(total or self.max_bytes)}"
+                            f"{self.url}: the server sent more than {in_bytes(total or self.max_bytes)}"
                         )
                     file.write(chunk)
                     self.report(count, total)
@@ -266,11 +268,11 @@ class _Fetch:
         )
 
     def _read_size(self, answer: Any, have: int) -> tuple[int, int | None]:
-        """Where the answer begins in the file, and the size of the whole file; None where nobody says."""
+        """Where the answer begins in the file, and the size of the whole file; None if it is not known."""
         if answer.status == http.client.PARTIAL_CONTENT:
             span = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if not have or span is None or int(span[1]) != have:
-                raise DownloadError(f"{self.url}: the server sends another part than was asked for")
+                raise DownloadError(f"{self.url}: the server sent a different part of the file than requested")
             return have, int(span[2])
         length = answer.headers.get("Content-Length", "")
         return 0, int(length) if _SIZE.fullmatch(length) else self.num_bytes
@@ -279,14 +281,15 @@ class _Fetch:
         kind = answer.headers.get_content_type()
         if kind in ("text/html", "application/xhtml+xml"):
             raise DownloadError(
-                f"{self.url}: the server sends a web page ({kind}) and no file; open it in a browser to see why"
+                f"{self.url}: the server sent a web page ({kind}) instead of the file; open the address in a browser "
+                "to see why"
             )
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise DownloadError(f"{self.url}: the server sends packed content, which was not asked for")
+            raise DownloadError(f"{self.url}: the server sent compressed content, which was not requested")
         if total is not None and self.num_bytes is not None and total != self.num_bytes:
             raise DownloadError(
-                f"{self.url}: the file has {total} bytes, and the list says {self.num_bytes}: it is another file than "
-                "the one that was listed"
+                f"{self.url}: the file has {total} bytes, and the list says {self.num_bytes}: this is not the "
+                "listed file"
             )
         if total is not None and total > self.max_bytes:
             raise DownloadError(

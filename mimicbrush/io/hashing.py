@@ -1,4 +1,4 @@
-"""Hashes of files: whole ones, quick fingerprints, and checksums that a file has in itself."""
+"""Hashes of files: full hashes, quick fingerprints, and checksums stored inside a file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _CHECKSUM_MARK = b"sha256:"
-#: Stands in a file in place of its own checksum until that is known, and while it is computed.
+#: Placeholder in a file for its own checksum, until it is known and while it is computed.
 NO_CHECKSUM = _CHECKSUM_MARK + b"0" * 64
-#: So many blocks of each file are looked at.
+#: Number of blocks of each file that are read.
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
 def require_plain_file(path: Path) -> None:
-    """Check that a file can be opened without waiting for somebody: a pipe would be waited for, for ever.
+    """Check that a file is a regular file: opening a pipe could wait without end.
 
     Raises:
         OSError: it is absent, or a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "this is a folder, a pipe, a socket or a device, and no plain file", str(path))
+        raise OSError(errno.EINVAL, "this is a folder, a pipe, a socket or a device, not a regular file", str(path))
 
 
 def hash_file(path: Path) -> str:
@@ -38,7 +38,7 @@ def hash_file(path: Path) -> str:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Tell files apart by their lengths and some blocks of each: whole ones would take half a minute to read."""
+    """Hash the lengths and some blocks of files: reading all of them would take half a minute."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -64,7 +64,7 @@ def store_checksum(path: Path) -> None:
 
 
 def is_checksum_right(path: Path) -> bool | None:
-    """Check a file against the checksum that `store_checksum` wrote into it; None where it holds none.
+    """Check a file against the checksum that `store_checksum` wrote into it; None if it has none.
 
     Raises:
         OSError, ValueError: the file cannot be read, or is empty.

@@ -1,4 +1,4 @@
-"""How image files are stored: damage, the quality of a result, and formats that need a package of their own."""
+"""How image files are stored: damage, the quality of a result, and formats that need another package."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DAMAGED_IMAGE = (
 )
 #: Formats in which Pillow stores a colour profile.
 WITH_PROFILE = frozenset({"PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "HEIF"})
-#: Formats that hold an image of any size and of all colours. Pillow writes more, and crops, reduces or wraps it there.
+#: Formats that can store an image of any size with all colours. In other formats, Pillow may crop, reduce or wrap it.
 WRITABLE = WITH_PROFILE | {"BMP", "DIB", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "GIF"}
-#: Colours that a GIF holds.
+#: Number of colours of a GIF.
 _GIF_COLORS = 256
 #: Formats that give back every number. Most TIFF files do, too, and some WebP files.
 _LOSSLESS = frozenset({"PNG", "BMP", "DIB", "PPM", "TGA", "GIF", "PCX", "SGI", "QOI"})
@@ -31,10 +31,10 @@ _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 #: Quality of a result whose source says nothing about it, of 100; and no colour is stored at half the size.
 _QUALITY, _FULL_COLOR = 95, 0
 _JPEG_LAYERS = 3
-#: Kinds of the container that HEIC and AVIF share, which stand in its first bytes.
+#: Kinds of the container of HEIC and AVIF, in its first bytes.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
-#: How much of a file `prepare_heif` looks at.
+#: Number of bytes of a file that `prepare_heif` reads.
 HEIF_START_BYTES = 256
 #: Orientations of EXIF in which rows and columns change places.
 _TURNED = (5, 6, 7, 8)
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """How a file stores its image, as far as a result can be stored alike.
+    """How a file stores its image, so that a result can be stored in the same way.
 
     Attributes:
         is_lossless: the file gives back every number that was stored.
@@ -57,7 +57,7 @@ class ImageEncoding:
 
 
 def find_encoding(image: Image.Image, path: Path) -> ImageEncoding:
-    """Find how an image is stored that was opened from a file; no pixel is decoded."""
+    """Find how the file of an opened image stores it, without decoding pixels."""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _read_jpeg(image)
     if image.format == "TIFF":
@@ -92,7 +92,7 @@ def _is_lossless_webp(path: Path) -> bool:
 
 
 def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str, Any]:
-    """Find the options of Pillow with which an image loses as little as its format allows.
+    """Find the options of Pillow that keep the best quality of a format.
 
     Args:
         image_format: as Pillow names it.
@@ -112,12 +112,14 @@ def find_save_options(image_format: str, like: ImageEncoding | None) -> dict[str
     if image_format == "HEIF":
         return {"quality": _QUALITY, "chroma": 444}
     if image_format == "GIF":
-        _log.warning("a GIF holds %d colours: the whole image changes; use .png to keep it", _GIF_COLORS)
+        _log.warning(
+            "a GIF has at most %d colours, so the whole image changes; use .png to keep its colours", _GIF_COLORS
+        )
     return {}
 
 
 def prepare_heif(start: bytes) -> None:
-    """Teach Pillow to read HEIC, as telephones store photographs, if a file is of this kind.
+    """Let Pillow read HEIC, the format of many phones, if a file is of this kind.
 
     Args:
         start: the first `HEIF_START_BYTES` of the file.
@@ -130,9 +132,11 @@ def prepare_heif(start: bytes) -> None:
     if any(brand in brands for brand in _AVIF_BRANDS):
         Image.init()
         if "AVIF" not in Image.OPEN:
-            raise InputError("it is an AVIF image, which this Pillow cannot read: pip install --upgrade pillow")
+            raise InputError(
+                "it is an AVIF image, which the installed Pillow cannot read: pip install --upgrade pillow"
+            )
     elif brands[:4] in _HEIF_BRANDS:
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
-            raise InputError("it is a HEIC image; to read it, install pillow-heif: pip install '.[heic]'") from error
+            raise InputError("it is a HEIC image. To read it, install pillow-heif: pip install '.[heic]'") from error

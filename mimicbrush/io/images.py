@@ -1,4 +1,4 @@
-"""Images from files and into files: EXIF, colours, transparency, 16 bits, damage."""
+"""Reading and writing images: EXIF, colours, transparency, 16 bits, damage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Image:
-    """Open an image whole, and bring it into shape with `normalise_mode`.
+    """Read a whole image, and convert it with `normalise_mode`.
 
     Of a file with several images (an animation, a TIFF with pages) the first is taken; that, and what Pillow warns
     of, such as damaged EXIF data, is logged as a warning.
@@ -61,26 +61,28 @@ def read_image(path: Path, mode: str, *, keep_profile: bool = False) -> Image.Im
         with _pillow_settings() as notes:
             image, frames = _decode(path, mode, keep_profile)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: too large; at most {MAX_PIXELS / 1e6:.0f} megapixels are read") from error
+        raise InputError(
+            f"{path}: the image is too large, expected at most {MAX_PIXELS / 1e6:.0f} megapixels"
+        ) from error
     except MemoryError as error:
-        raise InputError(f"{path}: too large for the memory of this machine") from error
+        raise InputError(f"{path}: the image is too large for the memory of this machine") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read whole (no known image format)") from error
+        raise InputError(f"{path}: cannot read the image (no known image format)") from error
     except DAMAGED_IMAGE as error:
-        raise InputError(f"{path}: not an image that can be read whole ({error})") from error
+        raise InputError(f"{path}: cannot read the image ({error})") from error
     for note in dict.fromkeys(str(note.message).strip() for note in notes):
         _log.warning("%s: %s", path, note)
     if frames > 1:
-        _log.warning("%s: holds %d images; the first is used", path, frames)
+        _log.warning("%s: the file has %d images; the first one is used", path, frames)
     return image
 
 
 def _decode(path: Path, mode: str, keep_profile: bool) -> tuple[Image.Image, int]:
     """The image, and how many of them the file holds."""
     with Image.open(path) as image:
-        # Cameras append previews to a JPEG, which is then an MPO: its first image is the one that is meant.
+        # Cameras append previews to a JPEG, which is then an MPO: its first image is the right one.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
         return normalise_mode(image, mode, keep_profile=keep_profile), frames
@@ -92,16 +94,16 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
-        raise InputError(f"{path}: no plain file (a pipe or a device)")
+        raise InputError(f"{path}: this is a pipe or a device, not a regular file")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: not an image that can be read whole (the file is empty, 0 bytes)")
+        raise InputError(f"{path}: cannot read the image (the file is empty, 0 bytes)")
 
 
 @contextmanager
 def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
     """Pillow's limit, which is global, as `MAX_PIXELS` and an error; other warnings are collected.
 
-    Everything is put back for whoever else uses Pillow.
+    Everything is restored for other users of Pillow.
     """
     with _SETTINGS_LOCK, warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -114,7 +116,7 @@ def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def normalise_mode(image: Image.Image, mode: str, *, keep_profile: bool = False) -> Image.Image:
-    """Convert an image to what it is meant to show: turned as its EXIF says, 8 bit, in the mode "RGB" or "L".
+    """Convert an image to 8 bit in the mode "RGB" or "L", rotated as its EXIF says.
 
     * The colours of images ("RGB") become sRGB, see `mimicbrush.io.color_profiles`. The numbers of masks stay.
 
@@ -161,23 +163,23 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     top = 1 if image.mode == "F" and high <= 1 else 255 if image.mode == "F" else 65535
     if not (low >= 0 and high <= top):  # so that NaN is refused, too
-        expected = "0..1 or 0..255" if image.mode == "F" else "0..65535"
-        raise InputError(f"its values run from {low} to {high}; those of mode {image.mode!r} must lie in {expected}")
+        expected = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
+        raise InputError(f"its values are from {low} to {high}; mode {image.mode!r} needs values from {expected}")
     if image.mode == "F":
         return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
     if high <= 255:
         if high > 0:
-            note = f"none of its values of mode {image.mode!r} is above {high}: taken as 0..255, not as 0..65535"
+            note = f"none of its values (mode {image.mode!r}) is above {high}: read as 0 to 255, not as 0 to 65535"
             warnings.warn(note, stacklevel=3)
         return Image.fromarray(values.astype(np.uint8))
     if high <= 4095:
-        note = f"it is dark: its values of mode {image.mode!r} reach {high} of 65535; scale them if they are of 12 bits"
+        note = f"it is dark: its largest value (mode {image.mode!r}) is {high} of 65535; scale values of 12 bits"
         warnings.warn(note, stacklevel=3)
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def brightest_stored_value(path: Path) -> float | None:
-    """Read the largest value of an image that `normalise_mode` scales to 8 bit; None where it does not.
+    """Read the largest value of an image that `normalise_mode` scales to 8 bit; None if it does not.
 
     Args:
         path: of an image that `read_image` could read.
@@ -189,7 +191,7 @@ def brightest_stored_value(path: Path) -> float | None:
 
 
 def read_encoding(path: Path) -> ImageEncoding:
-    """Read how a file stores its image, so that a result can be stored alike.
+    """Read how a file stores its image, so that a result can be stored in the same way.
 
     Args:
         path: of an image that `read_image` could read.
@@ -208,9 +210,8 @@ def _read_painted_mask(layers: Image.Image) -> Image.Image:
         return Image.fromarray(alpha)
     if _is_photograph(opaque):
         raise InputError(
-            "what is opaque in this mask is neither of one colour nor black and white: it looks like an image with a "
-            "hole; a mask must be white where to repaint, or an otherwise empty layer with the shape painted in one "
-            "colour"
+            "the opaque part of this mask is neither one colour nor black and white, so it looks like an image with a "
+            "hole. Expected a mask that is white where to repaint, or a transparent layer with one painted shape"
         )
     return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
 
@@ -224,7 +225,7 @@ def _is_photograph(pixels: np.ndarray) -> bool:
 
 
 def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried: bool = True) -> None:
-    """Check that `write_image` will take this path, before the image is made.
+    """Check that `write_image` can write to this path, before the image is made.
 
     Args:
         path: of the image.
@@ -238,10 +239,10 @@ def check_writable(path: Path, size: tuple[int, int] | None = None, *, is_tried:
     check_output_file(path, is_tried=is_tried)
     image_format = Image.registered_extensions().get(path.suffix.lower())
     if image_format not in WRITABLE or image_format not in Image.SAVE:
-        raise InputError(f"{path}: unknown image format {path.suffix!r}; use for instance .png")
+        raise InputError(f"{path}: unknown image format {path.suffix!r}; use .png, for example")
     if size is not None and not _can_hold(image_format, size):
         raise InputError(
-            f"{path}: {image_format} cannot hold an image of {size[0]} x {size[1]} px; use for instance .png"
+            f"{path}: {image_format} cannot store an image of {size[0]} x {size[1]} px; use .png, for example"
         )
 
 
@@ -251,7 +252,7 @@ def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
         file = io.BytesIO()
         try:
             Image.new("RGB", thin).save(file, format=image_format)
-            if image_format in Image.OPEN:  # some formats make an image smaller without a word
+            if image_format in Image.OPEN:  # some formats reduce an image without a warning
                 with Image.open(file, formats=[image_format]) as written:
                     if written.size != thin:
                         return False
@@ -261,7 +262,7 @@ def _can_hold(image_format: str, size: tuple[int, int]) -> bool:
 
 
 def write_image(image: Image.Image, path: Path, like: ImageEncoding | None = None) -> None:
-    """Write an image in the format of its suffix (see `write_aside`), with the profile that its ``info`` names.
+    """Write an image in the format of its suffix (see `write_aside`), with the profile in its ``info``.
 
     A format that holds no profile gets sRGB.
 

@@ -1,4 +1,4 @@
-"""Logs with one JSON object per line, each of a step of a run that may go on from an earlier step."""
+"""Logs with one JSON object per line for each step of a run, which may continue from an earlier step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StepLog:
         self.path = path
         lines = _read_lines(path)
         content = "".join(f"{line}\n" for line in lines if _step_of(line) <= first_step)
-        # Compared as a whole: a last line that is all there but for its end would be glued to the next one.
+        # Compared as a whole: a last line without its newline would be joined to the next line.
         if not path.exists() or path.read_bytes() != content.encode():
             write_aside(path, lambda aside: aside.write_text(content))
 
@@ -46,7 +46,7 @@ class StepLog:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of such a file, without one that was cut short; none where there is no file."""
+    """Read the lines of a log, without incomplete ones; none if there is no file."""
     return [json.loads(line) for line in _read_lines(path) if _step_of(line) < float("inf")]
 
 

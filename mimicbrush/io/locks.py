@@ -1,4 +1,4 @@
-"""Locks: one process at a time writes into a folder, and one that is refused learns who does."""
+"""Locks: only one process at a time writes to a folder; a second one learns which process it is."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mimicbrush.errors import InputError, LockedError, describe_os_error
 from mimicbrush.io.atomic import hidden_stem, make_folder, remove_empty_folders
 from mimicbrush.io.text import make_storable
 
-#: The file in a folder that is locked while it is written to; it says who holds it. It goes when the holder ends.
+#: The lock file in a folder, with the process that has the lock. It is removed when the process ends.
 LOCK_NAME = ".lock"
-#: Seconds that another process gets to end: one that was just stopped, or that only looks whether a lock is free.
+#: Seconds to wait for another process that was just stopped, or that only checks whether the lock is free.
 GRACE_S = 1.0
 #: The same for the earlier start of one SLURM job: after the loss of a machine, NFS keeps its locks for 90 seconds.
 SAME_JOB_GRACE_S = 150.0
-#: How file systems without locks answer.
+#: Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 _ATTEMPTS = 5
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def hold_folder(folder: Path, part: str = "") -> Iterator[None]:
-    """Hold a folder while it is written to; it is made where it is missing, and removed where it stays empty.
+    """Lock a folder while it is written to. It is made if it is missing, and removed if it stays empty.
 
     The kernel frees the lock when its process ends, however that ends. Forked processes do not keep it. On a file
     system without locks there is none, which is logged as a warning.
@@ -61,13 +61,13 @@ def hold_folder(folder: Path, part: str = "") -> Iterator[None]:
                     with _hold(other, folder):
                         pass
         except OSError as error:
-            raise InputError(f"{folder} cannot be written to: {describe_os_error(error)}") from error
+            raise InputError(f"cannot write to {folder}: {describe_os_error(error)}") from error
         yield
 
 
 @contextmanager
 def hold_name(path: Path) -> Iterator[None]:
-    """Hold the name of a folder that is written beside, and then replaced as a whole; see `hold_folder`."""
+    """Lock the name of a folder that is replaced as a whole; see `hold_folder`."""
     path = path.absolute()
     made: list[Path] = []
     with ExitStack() as held:
@@ -75,7 +75,7 @@ def hold_name(path: Path) -> Iterator[None]:
         try:
             made += _make_and_hold(path.parent, path.with_name(f"{hidden_stem(path.name)}.lock"), held, path)
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+            raise InputError(f"cannot write {path}: {describe_os_error(error)}") from error
         yield
 
 
@@ -103,15 +103,15 @@ def _hold(path: Path, meant: Path) -> Iterator[None]:
         _acquire(lock, path)
     except Timeout:
         raise LockedError(
-            f"{meant} is being written to by {_describe_holder(read_holder(path))}. Wait until that ends, stop it, or "
-            "name another folder"
+            f"{meant} is in use by {_describe_holder(read_holder(path))}. Wait until that process ends, stop it, or "
+            "choose another folder"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         _log.warning(
-            "%s lies on a file system without locks: nobody notices there when two processes write into one folder, so "
-            "see to it that only one does",
+            "%s is on a file system without locks: two processes that write to the same folder are not detected. Make "
+            "sure that only one does",
             meant,
         )
         yield
@@ -152,7 +152,7 @@ def _write_holder(descriptor: int) -> None:
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """Read who holds a lock, or held it last; nothing where that cannot be read."""
+    """Read which process has a lock, or had it last; nothing if that cannot be read."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

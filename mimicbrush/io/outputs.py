@@ -1,4 +1,4 @@
-"""Outputs: asked for before work starts, and kept elsewhere where they cannot be written after it."""
+"""Outputs: checked before the work starts, and saved elsewhere if they cannot be written after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK_BYTES = 4096
 def check_output_file(
     path: Path, option: str = "", *, force: bool = True, needed_bytes: int = 0, is_tried: bool = True
 ) -> None:
-    """Check that a file can be written, before the work whose result it will hold. Nothing is left behind.
+    """Check that a file can be written, before the work starts. Nothing is left behind.
 
     Args:
         path: the file, in a folder that is there.
@@ -37,16 +37,16 @@ def check_output_file(
     named = _name(path, option)
     with _refusals_explained(named, path):
         if not path.parent.is_dir():
-            problem = "is no folder" if path.parent.exists() else "does not exist"
+            problem = "is not a folder" if path.parent.exists() else "does not exist"
             raise InputError(f"{named}: the folder {path.parent} {problem}")
         with suppress(FileNotFoundError):
             path.lstat()  # where the name itself is refused
         if path.is_dir():
-            raise InputError(f"{named}: this is a folder; name a file")
+            raise InputError(f"{named}: this is a folder, expected a file")
         if path.exists() and not path.is_file():
-            raise InputError(f"{named}: this is a pipe or a device; name a plain file")
+            raise InputError(f"{named}: this is a pipe or a device, expected a regular file")
         if path.exists() and not force:
-            raise InputError(f"{named} exists; choose another name, or overwrite with --force")
+            raise InputError(f"{named} already exists; choose another name, or overwrite it with --force")
         if is_tried:
             _try_writing(path.parent)
         _check_space(named, path.parent, needed_bytes)
@@ -55,7 +55,7 @@ def check_output_file(
 def check_output_folder(
     folder: Path, option: str = "", *, is_replaced: bool = False, force: bool = True, needed_bytes: int = 0
 ) -> None:
-    """Check that a folder can be made and written to, before the work whose results it will hold.
+    """Check that a folder can be made and written to, before the work starts.
 
     It is tried, since a superuser, a read-only disk and a quota do not show in the permissions. Nothing is left behind.
 
@@ -72,9 +72,9 @@ def check_output_folder(
     named = _name(folder, option)
     with _refusals_explained(named, folder):
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"{named}: this is a file; name a folder")
+            raise InputError(f"{named}: this is a file, expected a folder")
         if folder.exists() and not force:
-            raise InputError(f"{named} exists; choose another name, or replace it with --force")
+            raise InputError(f"{named} already exists; choose another name, or replace it with --force")
         made = make_folder(folder)
         try:
             _try_writing(folder)
@@ -97,9 +97,9 @@ def _refusals_explained(named: str, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             longest = max(len(os.fsencode(part)) for part in path.parts)
-            reason = f"the name is too long for this file system (its longest part has {longest} bytes); shorten it"
+            reason = f"the name is too long for this file system (its longest part has {longest} bytes)"
         else:
-            error.filename = None  # of the file that was tried, which nobody asked for
+            error.filename = None  # the name of the temporary file means nothing to the user
             reason = describe_os_error(error)
         raise InputError(f"{named} cannot be written: {reason}") from error
     except MimicBrushError:
@@ -120,13 +120,13 @@ def _check_space(named: str, folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise InputError(
-            f"{named} takes about {needed_bytes / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; make room, "
-            "or name another place"
+            f"{named} needs about {needed_bytes / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; free some "
+            "space, or choose another folder"
         )
 
 
 def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = "") -> Path | None:
-    """Write a result; where that fails, keep it in a new temporary folder, and say so on stderr.
+    """Write a result. If that fails, save it in a new temporary folder, and say so on stderr.
 
     Args:
         path: a file or a folder.
@@ -134,7 +134,7 @@ def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = 
         kept_name: of the file or folder at the other place; "" for the same name.
 
     Returns:
-        Where the result is: `path`, or the other place; None where it could not be written there either.
+        Where the result is: `path`, or the other place; None if it could not be written there either.
     """
     try:
         write(path)
@@ -149,7 +149,7 @@ def write_or_keep(path: Path, write: Callable[[Path], object], kept_name: str = 
 
 
 def write_results(folder: Path, write: Callable[[Path], object], summary: str) -> None:
-    """Write the results of a long computation; none of them is lost where that fails.
+    """Write the results of a long computation. If that fails, none of them is lost.
 
     Args:
         folder: where they are wanted.
@@ -170,7 +170,7 @@ def write_results(folder: Path, write: Callable[[Path], object], summary: str) -
 
 
 def keep_elsewhere(name: str, write: Callable[[Path], object], error: OSError | InputError) -> tuple[Path, str]:
-    """Write a result into a new temporary folder, after it could not be written where it was wanted.
+    """Write a result into a new temporary folder, after it could not be written to its path.
 
     Args:
         name: of the file or folder.
@@ -189,5 +189,5 @@ def keep_elsewhere(name: str, write: Callable[[Path], object], error: OSError | 
         write(kept)
     except (OSError, InputError) as second:
         again = describe_os_error(second) if isinstance(second, OSError) else str(second)
-        raise OutputError(f"{problem}. Nor can the result be kept elsewhere: {again}") from second
-    return kept, f"{problem}. The result is kept as {kept}"
+        raise OutputError(f"{problem}. The result cannot be saved elsewhere, either: {again}") from second
+    return kept, f"{problem}. The result was saved as {kept}"

@@ -1,4 +1,4 @@
-"""Text from files that nobody vouches for: made fit to be stored and printed, and read as JSON."""
+"""Text from untrusted files: made safe to store and print, and read as JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_DETAIL = 500
 
 
 def make_storable(text: str, limit: int = MAX_DETAIL) -> str:
-    r"""Return text that any file format and terminal can hold: valid Unicode, one line, of bounded length.
+    r"""Return text that is safe for any file format and terminal: valid Unicode, one line, of limited length.
 
     Args:
         text: anything: a file's name with bytes that are not UTF-8, a library's message that quotes a whole file.
         limit: characters to keep, at least 3.
 
     Returns:
-        The text, with escapes (`\x00`, `\udcff`) in place of what cannot be printed, and "..." where it was cut.
+        The text, with escapes (`\x00`, `\udcff`) instead of unprintable characters, and "..." where it was cut.
     """
     if len(text) > 2 * limit:  # before the escapes, or a text of gigabytes is copied character by character
         text = text[:limit] + text[-limit:]
@@ -45,7 +45,7 @@ def describe_error(error: BaseException, limit: int = 2 * MAX_DETAIL) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON that anybody may have written.
+    """Read untrusted JSON.
 
     Raises:
         ValueError: it is no JSON, or nests too deep to be read.
@@ -53,11 +53,11 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def in_bytes(count: float) -> str:
-    """Write a number of bytes for people: 1234567 -> 1.23 MB."""
+    """Write a number of bytes for users: 1234567 -> 1.23 MB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

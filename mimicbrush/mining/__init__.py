@@ -1,4 +1,4 @@
-"""Raw videos and photographs in; shards of pairs, a manifest and a report out, and data sets of other trainers.
+"""Mining: from videos and photographs to shards of pairs, a manifest, a report, and datasets for other trainers.
 
 In reading order:
 

@@ -1,4 +1,4 @@
-"""Where shards are mined: processes of this machine, or a Ray cluster. Both run `mine_shard`: the same bytes."""
+"""Where shards are mined: in processes of this machine, or on a Ray cluster. Both give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _COLLECT_S = 0.5
 
 @dataclass(frozen=True)
 class Resources:
-    """Limits of what mining may use; nothing of it changes what is mined.
+    """Resources that mining may use. They do not change the pairs.
 
     Attributes:
-        engine: where shards are mined: by processes of this machine, or on a Ray cluster; one of `ENGINES`.
-        workers: processes that read files: of this machine, or the cores that a Ray of our own gets.
-        timeout_s: longest time for one file.
-        memory_gib: most memory of one worker; 0: no limit.
-        ray_address: address of a running cluster ("auto": the one that this machine belongs to); "" starts one here.
+        engine: where shards are mined: in processes of this machine, or on a Ray cluster; one of `ENGINES`.
+        workers: processes that read files; with a local Ray, the cores that it gets.
+        timeout_s: time limit for one file.
+        memory_gib: memory limit of one worker; 0: no limit.
+        ray_address: address of a Ray cluster ("auto": the cluster of this machine); "": start one on this machine.
     """
 
     engine: str = word("local", ENGINES)
@@ -43,11 +43,13 @@ class Resources:
     def __post_init__(self) -> None:
         check_options(self)
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
-            raise InputError(f"engine=ray, but Ray is not installed: {install_command('ray')}, or use engine=local")
+            raise InputError(
+                f"engine=ray needs the package ray. To install it: {install_command('ray')}; or use engine=local"
+            )
 
 
 def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
-    """Mine shards, and yield each with whether there was anything to do, as they end.
+    """Mine shards, and yield each when it ends, with whether there was anything to do.
 
     Raises:
         DataError: see `mine_shard`; shards that have ended stay.
@@ -83,7 +85,9 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
                 ray.init(address=resources.ray_address, **quiet)
             except Exception as error:  # of many types: no cluster, another version, an address that is none
                 reason = make_storable(str(error))
-                raise InputError(f"ray_address={resources.ray_address}: no cluster answers there ({reason})") from error
+                raise InputError(
+                    f"ray_address={resources.ray_address}: cannot connect to a cluster there ({reason})"
+                ) from error
         else:  # of our own: for this machine only
             ray.init(num_cpus=resources.workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     # A worker or a node that dies is the cluster's business: the shard is simply mined again.

@@ -1,4 +1,4 @@
-"""A manifest as plain JSON lines, for programs that read no Parquet."""
+"""A manifest as JSON lines, for programs that cannot read Parquet."""
 
 from __future__ import annotations
 

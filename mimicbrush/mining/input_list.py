@@ -1,4 +1,4 @@
-"""Read a list of inputs: paths, and what the list says of each file (hash, licence, address).
+"""Read a list of inputs: paths, and optionally the hash, licence and address of each file.
 
 A list is small for what it names: one that unpacks to gigabytes is refused before it is unpacked. A cell that cannot be
 the path of a file is an input with a reason; a list that contradicts itself is an error.
@@ -39,7 +39,7 @@ _WANTED = "wanted"
 
 
 def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
-    """Read the inputs that a CSV (with a header, UTF-8) or Parquet file names.
+    """Read the inputs in a list, a CSV (UTF-8, with a header) or Parquet file.
 
     Args:
         path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or
@@ -51,17 +51,17 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
 
     Raises:
         InputError: the list cannot be read, lacks `path`, names a file twice, holds a hash that is none, or a path
-            that leaves the folder. Files that are not there are inputs all the same, with a reason.
+            that leaves the folder. Missing files are inputs, too, with a reason.
     """
     items: dict[str, Item] = {}
     unused: list[str] = []
     for number, values in enumerate(_read_entries(path, _COLUMNS, unused), start=1):
         item = _build_item(values, root, f"{path}, entry {number}")
         if item.path in items:
-            raise InputError(f"{path}, entry {number}: {make_storable(item.path)!r} is named twice")
+            raise InputError(f"{path}, entry {number}: {make_storable(item.path)!r} is listed twice")
         items[item.path] = item
     if not items:
-        raise InputError(f"{path} names no file")
+        raise InputError(f"{path} lists no files")
     return sorted(items.values(), key=lambda item: item.path), unused
 
 
@@ -77,22 +77,24 @@ def read_list_column(path: Path, column: str) -> dict[str, str]:
     """
     wanted = column.strip().lower()
     if wanted in ("", "path"):
-        raise InputError(f"the column {column!r} cannot be the text of a file; name another column of {path}")
+        raise InputError(f"the column {column!r} has another meaning; give another column of {path}")
     texts: dict[str, str] = {}
     unused: list[str] = []
     for values in _read_entries(path, {"path": "path", wanted: _WANTED}, unused):
         if _WANTED not in values:
-            raise InputError(f"{path} has no column `{column}`; beside `path` it has: {', '.join(unused) or '(none)'}")
+            raise InputError(
+                f"{path} has no column `{column}`; in addition to `path`, it has: {', '.join(unused) or '(none)'}"
+            )
         name = normalise_name(values["path"])
         if texts.setdefault(name, values[_WANTED]) != values[_WANTED]:
-            raise InputError(f"{path}: {make_storable(name)!r} is named twice, with different texts; keep one")
+            raise InputError(f"{path}: {make_storable(name)!r} is listed twice, with different texts; remove one")
     return texts
 
 
 def _read_entries(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
     """The entries of a list: meaning -> cell. Whatever is wrong with the file is an InputError."""
     if not path.is_file():
-        found = "is a pipe, a socket or a device; write the list to a file" if path.exists() else "is not there"
+        found = "is a pipe, a socket or a device; expected a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}")
     read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
     try:
@@ -108,7 +110,7 @@ def _choose_columns(path: Path, columns: list[str], meanings: Mapping[str, str],
     names = [known[column] for column in columns if column in known]
     if "path" not in names or len(set(names)) < len(names):
         raise InputError(
-            f"{path} has the columns {make_storable(', '.join(columns)) or '(none)'}; expected `path` and, if known, "
+            f"{path} has the columns {make_storable(', '.join(columns)) or '(none)'}; expected `path` and optionally "
             "`sha256`, `licence`, `url`, `start_s` and `end_s`, each once"
         )
     unused += [make_storable(column) for column in columns if column not in known]
@@ -122,7 +124,7 @@ def _read_csv(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Ite
         for number, row in enumerate(reader, start=1):
             if None in row:
                 raise InputError(
-                    f"{path}, entry {number}: more cells than the header has; quote cells that hold commas"
+                    f"{path}, entry {number}: more cells than in the header; put quotes around cells with commas"
                 )
             yield {name: row[column].strip() for column, name in known.items()}
 
@@ -153,7 +155,7 @@ def _check_types(path: Path, schema: pa.Schema, known: dict[str, str]) -> None:
             kind = kind.value_type
         is_plain = pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
         if not (_is_text(kind) or pa.types.is_string_view(kind) or (is_plain and name != "path")):
-            raise InputError(f"{path}: the column `{make_storable(column)}` holds {kind}; expected text")
+            raise InputError(f"{path}: the column `{make_storable(column)}` has type {kind}, expected text")
 
 
 def _check_unpacked_size(path: Path, metadata: pq.FileMetaData, known: dict[str, str]) -> None:
@@ -162,7 +164,9 @@ def _check_unpacked_size(path: Path, metadata: pq.FileMetaData, known: dict[str,
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in known)
     limit = max(_MAX_UNPACKED_BYTES, _MAX_EXPANSION * path.stat().st_size)
     if not 0 <= unpacked <= limit:
-        raise InputError(f"{path} unpacks to {unpacked} bytes, more than {limit}; if it is a list, write it as CSV")
+        raise InputError(
+            f"{path} has {unpacked} bytes when decompressed, expected at most {limit}; if it is a list, write it as CSV"
+        )
 
 
 def _read_cells(path: Path, column: pa.Array) -> Iterable[str]:
@@ -171,7 +175,7 @@ def _read_cells(path: Path, column: pa.Array) -> Iterable[str]:
         return ["" if value is None or value != value else str(value) for value in column.to_pylist()]
     lengths = [value for value in pc.binary_length(column.dictionary).to_pylist() if value is not None]
     if max(lengths, default=0) > _LONGEST_CELL:
-        raise InputError(f"{path} holds a cell of {max(lengths)} bytes, more than {_LONGEST_CELL}; shorten it")
+        raise InputError(f"{path} has a cell of {max(lengths)} bytes, expected at most {_LONGEST_CELL}")
     values = [(value or "").strip() for value in column.dictionary.to_pylist()]
     return ["" if index is None else values[index] for index in column.indices.to_pylist()]
 
@@ -179,15 +183,15 @@ def _read_cells(path: Path, column: pa.Array) -> Iterable[str]:
 def _build_item(values: dict[str, str], root: Path, where: str) -> Item:
     sha256 = values.get("sha256", "").lower()
     if not values["path"]:
-        raise InputError(f"{where}: no path")
+        raise InputError(f"{where}: the path is missing")
     if sha256 and not SHA256.fullmatch(sha256):
-        raise InputError(f"{where}: sha256 {make_storable(sha256, 80)!r} is not 64 hexadecimal digits")
+        raise InputError(f"{where}: sha256 {make_storable(sha256, 80)!r}: expected 64 hexadecimal digits")
     start_s, end_s = (read_seconds(values.get(name, ""), f"{where}: {name}") for name in ("start_s", "end_s"))
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise InputError(f"{where}: end_s={end_s:g} is not after start_s={start_s or 0.0:g}")
+        raise InputError(f"{where}: end_s={end_s:g} must be larger than start_s={start_s or 0.0:g}")
     item = _find_listed_file(normalise_name(values["path"]), root, where)
     if item.kind in ("image", "archive") and (start_s is not None or end_s is not None):
-        raise InputError(f"{where}: {make_storable(item.path)!r} is no video; leave start_s and end_s empty")
+        raise InputError(f"{where}: {make_storable(item.path)!r} is not a video; leave start_s and end_s empty")
     known = replace(item, sha256=sha256, licence=values.get("licence", ""), url=values.get("url", ""))
     return replace(known, start_s=start_s or 0.0, end_s=end_s)
 
@@ -207,20 +211,20 @@ def read_seconds(cell: str, named: str) -> float | None:
     try:
         return float(_SECONDS.read(cell))
     except argparse.ArgumentTypeError as error:
-        raise InputError(f"{named} {make_storable(str(error), 120)}") from error
+        raise InputError(f"{named}: {make_storable(str(error), 120)}") from error
 
 
 def _find_listed_file(name: str, root: Path, where: str) -> Item:
     relative = Path(name)
     if "\0" in name or len(name) > LONGEST_NAME:
-        return refuse_item(relative, "bad_name", "no file can have this name")
+        return refuse_item(relative, "bad_name", "a file cannot have this name")
     try:
         file = path_inside(root, name)
         if not file.exists():
             return refuse_item(relative, "absent", f"not in {root.name}/")
     except InputError as error:
         if error.__cause__ is not None:  # it does not lead out, but nowhere
-            return refuse_item(relative, "unreadable", "a link in a circle")
+            return refuse_item(relative, "unreadable", "a circular link")
         raise InputError(f"{where}: {make_storable(str(error))}") from error
     except OSError as error:
         return refuse_item(relative, "bad_name", error.strerror or str(error))

@@ -1,4 +1,4 @@
-"""Frames as they go into a shard: reduced to the stored size, then encoded."""
+"""Frames for a shard: reduced to the stored size, then encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is mined: the options that decide the content of a mined folder."""
+"""Options of mining, which decide the content of a mined folder."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ INTERLACED = ("deinterlace", "keep", "skip")
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """Options of mining; none of them is published (paper Sec. 3.3 says only that SSIM bounds both ends).
+    """Options of mining. None of them is published: paper Sec. 3.3 only says that SSIM has two bounds.
 
     Attributes:
-        reader: what decodes videos, one of `READERS`.
-        hdr: what to do with HDR videos (PQ, HLG), one of `HDR`: convert them to SDR, take their numbers as they are,
-            which looks flat, or reject them.
-        interlaced: what to do with interlaced videos, one of `INTERLACED`: make whole images of their frames, keep the
-            comb of two fields, or reject them.
-        candidate_interval_s: a frame is considered about this often.
+        reader: library that decodes videos, one of `READERS`.
+        hdr: what to do with HDR videos (PQ, HLG), one of `HDR`: convert them to SDR, keep their values (such frames
+            look flat), or reject them.
+        interlaced: what to do with interlaced videos, one of `INTERLACED`: deinterlace their frames, keep frames with
+            visible lines, or reject them.
+        candidate_interval_s: time between the frames that are considered.
         min_gap_s: smallest time between the two frames of a pair.
         max_gap_s: largest time between the two frames of a pair.
-        min_frames: a clip of fewer frames is a fragment, and is rejected.
-        min_ssim: smallest SSIM of a pair (`mimicbrush.ops.similarity.SSIM_DEFINITION`). It is low, and only keeps noise
-            out: across a pan of a camera over fine texture we measured 0.09..0.3. Training can raise it
-            (`data.min_ssim`).
-        max_ssim: largest SSIM of a pair. Above it, the two frames are a still image. Training can lower it
+        min_frames: clips with fewer frames are rejected.
+        min_ssim: smallest SSIM of a pair (`mimicbrush.ops.similarity.SSIM_DEFINITION`). It is low and only
+            excludes unrelated images: when a camera moves over fine texture, we measured 0.09 to 0.3. Training can
+            use a higher one (`data.min_ssim`).
+        max_ssim: largest SSIM of a pair. Above it, the two frames are almost equal. Training can use a lower one
             (`data.max_ssim`).
-        cut_ratio: a shot ends where a frame differs from the one before `cut_ratio` times as much as its neighbours
-            do, and by `min_cut` (PySceneDetect's adaptive detector). No pair crosses a cut.
-        min_cut: smallest difference of two frames (0..255) that can be a cut, see `cut_ratio`.
-        min_contrast: standard deviation of the luma (0..255) below which a frame is called flat.
-        min_sharpness: a frame below this `mimicbrush.ops.similarity.sharpness` is called blurred.
-        min_sharpness_ratio: a frame below this share of the median sharpness of the candidates in reach (`max_gap_s`)
-            is called blurred, too.
-        match_side_px: SIFT looks at frames reduced to this long side, about what training sees. A smaller one is
-            faster and finds fewer matches.
-        min_matches: SIFT matches that a pair must have. Unrelated photographs have 0, seldom 5.
-        pairs_per_clip: largest number of pairs of a clip; they are spread over it.
-        max_side_px: longer stored frames are reduced (photographs are not stored, but read where they lie).
+        cut_ratio: a shot ends at a frame that differs from the one before `cut_ratio` times as much as its neighbours
+            do, and by at least `min_cut` (the adaptive detector of PySceneDetect). No pair spans a cut.
+        min_cut: smallest difference of two frames (0 to 255) at a cut, see `cut_ratio`.
+        min_contrast: smallest standard deviation of the luma (0 to 255); below, a frame is flat.
+        min_sharpness: smallest `mimicbrush.ops.similarity.sharpness`; below, a frame is blurred.
+        min_sharpness_ratio: a frame is also blurred below this share of the median sharpness of the candidates within
+            `max_gap_s`.
+        match_side_px: frames are reduced to this long side for SIFT, about the size that training uses. A smaller
+            side is faster and finds fewer matches.
+        min_matches: smallest number of SIFT matches of a pair. Unrelated photographs have 0, rarely 5.
+        pairs_per_clip: largest number of pairs of a clip, spread over the clip.
+        max_side_px: stored frames are reduced to this long side. Photographs are not stored, but read in place.
         jpeg_quality: JPEG quality of stored frames.
-        refused_per_clip: number of refused pairs of a clip that are kept as thumbnails for the report.
-        copy_images: store photographs and their segments in the shards, too, so that the mined folder is
-            complete without its input.
-        max_segments: largest number of segments of a photograph; the largest segments are kept.
-        min_segment_ratio: smallest area of a segment over the area of the photograph.
-        max_segment_ratio: largest area of a segment over the area of the photograph.
-        max_file_bytes: larger files are refused (tars excepted).
-        max_image_bytes: larger photographs, and files of segments, are refused, loose or in a tar.
-        max_pixels: frames and photographs of more pixels are refused.
+        refused_per_clip: number of refused pairs of a clip that the report shows as thumbnails.
+        copy_images: also store photographs and their segments in the shards, so that the mined folder does not need
+            its input.
+        max_segments: largest number of segments of a photograph; the largest ones are kept.
+        min_segment_ratio: smallest area of a segment, as a share of the photograph.
+        max_segment_ratio: largest area of a segment, as a share of the photograph.
+        max_file_bytes: larger files are refused, except tars.
+        max_image_bytes: larger photographs and files of segments are refused, also inside a tar.
+        max_pixels: frames and photographs with more pixels are refused.
         max_duration_s: longer videos are refused.
-        inputs_per_shard: how many files of the input make one shard.
+        inputs_per_shard: number of input files for each shard.
     """
 
     reader: str = word("pyav", READERS)
@@ -74,7 +74,7 @@ class MiningOptions:
     match_side_px: int = number(640, at_least=1, at_most=MAX_POINT_SIDE_PX)
     min_matches: int = number(6, at_least=0)
     pairs_per_clip: int = number(16, at_least=1)
-    max_side_px: int = number(1024, at_least=1, at_most=MAX_POINT_SIDE_PX, note="what the manifest can hold")
+    max_side_px: int = number(1024, at_least=1, at_most=MAX_POINT_SIDE_PX, note="the limit of the manifest")
     jpeg_quality: int = number(92, at_least=1, at_most=100)
     refused_per_clip: int = number(2, at_least=0)
     copy_images: bool = False
@@ -88,10 +88,10 @@ class MiningOptions:
     inputs_per_shard: int = number(4, at_least=1)
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, and such as could never give a pair.
+        """Refuse values of another type, and values that could never give a pair.
 
         Raises:
-            InputError: names the option and what was given.
+            InputError: an option is wrong; the message has its name and value.
         """
         check_options(self)
         check_order(

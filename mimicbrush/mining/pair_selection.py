@@ -1,4 +1,4 @@
-"""Which two frames of a video make a pair.
+"""Selection of pairs of frames from a video.
 
 One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen pairs as
 JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many
@@ -134,13 +134,13 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Selection:
-    """The pairs of one clip, and what was tried in vain.
+    """The pairs of one clip, and examples of refused ones.
 
     Attributes:
         pairs: in order of time.
         reason: a key of `reasons.REJECTED` where there are no pairs, else "".
         detail: what was tried, for a person to read.
-        refused: examples of what was tried in vain.
+        refused: examples of refused pairs.
         num_frames: of the clip.
         num_compared: pairs whose SSIM was computed.
         seconds: step -> seconds; the only part that another run of the same clip does not give again.

@@ -1,4 +1,4 @@
-"""Which files are mined, and which shard each belongs to: decided once, written down, then only added to."""
+"""The plan of a mined folder: the files, and their shards. Once written, it can only be extended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LONGEST_SUFFIX = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One input of the miner: a video, a photograph with segments, a tar, or a file that is refused unopened.
+    """An input of the miner: a video, a photograph with segments, a tar, or a file that is refused without opening it.
 
     Attributes:
         path: relative to the input folder, with forward slashes.
@@ -63,11 +63,11 @@ class Item:
 
     @property
     def span_s(self) -> tuple[float, float]:
-        """The part of a video that pairs may come from: first and last second."""
+        """The part of a video to mine: first and last second."""
         return self.start_s, math.inf if self.end_s is None else self.end_s
 
     def to_json(self) -> dict[str, Any]:
-        """Return its values. A part is left out where there is none: plans of earlier versions knew of none."""
+        """Return the values. A missing time range is not written: plans of earlier versions had none."""
         is_whole = self.span_s == (0.0, math.inf)
         return {name: value for name, value in vars(self).items() if not (is_whole and name in ("start_s", "end_s"))}
 
@@ -92,7 +92,7 @@ class Plan:
 
 
 def suffix_of(name: str) -> str:
-    """Return the lower-case suffix of a file name for counting, "(none)" where there is none."""
+    """Return the lower-case suffix of a file name for counting, or "(none)"."""
     suffix = make_storable(PurePosixPath(name).suffix.lower())
     return suffix if 0 < len(suffix) <= _LONGEST_SUFFIX else "(none)"
 
@@ -119,9 +119,7 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
             subfolders, names = _list_folder(folder)
         except OSError as error:
             if folder == root:
-                raise InputError(
-                    f"the input {root} cannot be read ({error.strerror}); check its permissions"
-                ) from error
+                raise InputError(f"cannot read the input {root} ({error.strerror}); check its permissions") from error
             items.append(refuse_item(folder.relative_to(root), "unreadable", error.strerror or str(error)))
             continue
         for name, is_link in subfolders:
@@ -130,7 +128,7 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
                 if subfolder != output and not _is_mined_folder(subfolder):
                     waiting.append(subfolder)
             elif not _is_inside(subfolder, root):
-                detail = "a link to a folder outside the input; copy it, or mine it on its own"
+                detail = "a link to a folder outside the input; copy the folder, or mine it separately"
                 items.append(refuse_item(subfolder.relative_to(root), "outside_link", detail))
         beside = {next((each for each in annotation_names(name) if each in names), None) for name in names}
         for name in names:
@@ -154,12 +152,12 @@ def _list_folder(folder: Path) -> tuple[list[tuple[str, bool]], set[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or to where nobody may look
+    except OSError:  # a circular link, or one without permission
         return False
 
 
 def find_item(path: Path, root: Path) -> Item | None:
-    """Describe a file below `root` as an input; None where its name is not of any kind that is mined."""
+    """Describe a file below `root` as an input; None if its name is not of any kind that is mined."""
     name = path.relative_to(root)
     try:
         return _describe_file(path, name, root)
@@ -184,7 +182,9 @@ def _describe_file(path: Path, name: Path, root: Path) -> Item | None:
     size = 0
     for file in files:
         if file.is_symlink() and not _is_inside(file, root):
-            return refuse_item(name, "outside_link", f"{file.name} is a link that leaves the input or leads nowhere")
+            return refuse_item(
+                name, "outside_link", f"{file.name} is a link to a file outside the input, or a broken link"
+            )
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             return refuse_item(name, "not_a_file", f"{file.name} is a folder, a pipe, a socket or a device")
@@ -193,14 +193,14 @@ def _describe_file(path: Path, name: Path, root: Path) -> Item | None:
 
 
 def refuse_item(name: Path, reason: str, detail: str) -> Item:
-    """Describe an input that is never opened: its one row gives the reason."""
+    """Describe an input that is not opened: its only row has the reason."""
     return Item(make_name_storable(name.as_posix()), "refused", reason=reason, detail=make_storable(detail))
 
 
 def _is_inside(path: Path, root: Path) -> bool:
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # leads nowhere, or in a circle
+    except (OSError, RuntimeError):  # a broken or circular link
         return False
     return target.is_relative_to(root)
 
@@ -217,7 +217,7 @@ _EARLIER = {"hdr": "keep", "interlaced": "keep"}
 
 
 def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOptions, list[str]]:
-    """Make the options those of the version that a mined folder was begun with, where that version knew fewer.
+    """Set the options to those of the version that started a mined folder, if it had fewer options.
 
     The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
 
@@ -229,8 +229,8 @@ def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOpt
     if plan is not None:
         missing = {name: did for name, did in _EARLIER.items() if name not in plan.options}
     notes = [
-        f"{name}={did}, and not {getattr(options, name)}: an earlier version began {output}, and a folder is mined "
-        "alike; name a new output for the other"
+        f"{name}={getattr(options, name)} is not possible here: {output} was started with {name}={did} by an earlier "
+        f"version. Use {name}={did}, or a new output"
         for name, did in missing.items()
         if getattr(options, name) != did
     ]
@@ -238,7 +238,7 @@ def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOpt
 
 
 def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOptions) -> Plan:
-    """Extend the plan of an earlier run by new files in new shards, or make a first plan.
+    """Extend the plan of an earlier run with new files in new shards, or make a new plan.
 
     Args:
         output: the mined folder.
@@ -258,13 +258,13 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     current = {item.path: item for item in items}
     if planned and not planned.keys() & current.keys():
         raise InputError(
-            f"{output} was mined from another folder: none of its files is in this input; name a new output"
+            f"{output} was mined from another folder: none of its files is in this input; use a new output"
         )
     changed = [path for path, item in current.items() if path in planned and _differs(planned[path], item)]
     if changed:
         raise InputError(
-            f"{changed[0]!r} has another size, hash, licence, URL or time range than when {output} was mined "
-            f"({len(changed)} such files); name a new output, since a mined folder must describe the files as they are"
+            f"the size, hash, licence, URL or time range of {changed[0]!r} has changed since {output} was mined "
+            f"({len(changed)} such files); use a new output, because a mined folder must describe the current files"
         )
     new = [item for item in items if item.path not in planned]
     size = options.inputs_per_shard
@@ -281,18 +281,18 @@ def _check_same_options(plan: Plan, fresh: Plan, output: Path) -> None:
     before = _EARLIER | plan.options | {"SSIM definition": plan.ssim_definition}
     now = fresh.options | {"SSIM definition": fresh.ssim_definition}
     differences = [
-        f"{name}: was {before.get(name, 'not there')}, now {now.get(name, 'not there')}"
+        f"{name}: was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     if differences:
         raise InputError(
-            f"{output} was mined with other options ({'; '.join(differences)}); use the same ones, or name a new output"
+            f"{output} was mined with other options ({'; '.join(differences)}); use the same options, or a new output"
         )
 
 
 def read_plan(path: Path) -> Plan | None:
-    """Read the plan file of a mined folder; None where there is none.
+    """Read the plan file of a mined folder; None if there is none.
 
     Raises:
         DataError: it cannot be read, or has another format.
@@ -302,7 +302,9 @@ def read_plan(path: Path) -> Plan | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _PLAN_FORMAT:
-            raise DataError(f"{path} has format {content['format']}, this code writes {_PLAN_FORMAT}")
+            raise DataError(
+                f"{path} has format {content['format']}, and this version of mimicbrush writes {_PLAN_FORMAT}"
+            )
         shards = [[Item(**item) for item in shard] for shard in content["shards"]]
         return Plan(content["input_root"], content["options"], content["ssim_definition"], shards)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Mine a folder or a list: videos and photographs in, shards of pairs, a manifest, a summary and a report out."""
+"""Mine a folder or a list of videos and photographs into shards of pairs, a manifest, a summary and a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mimicbrush.data.manifest import (
     PLAN_NAME,
     check_outside_mined_folder,
     is_index_current,
-    read_manifest,
     write_index,
 )
 from mimicbrush.errors import DataError, InputError
@@ -27,7 +26,6 @@ from mimicbrush.mining.input_list import LIST_SUFFIXES, read_input_list
 from mimicbrush.mining.options import MiningOptions
 from mimicbrush.mining.plan import Item, Plan
 from mimicbrush.mining.report.page import write_mining_report
-from mimicbrush.mining.report.statistics import warn_of_still_pairs
 from mimicbrush.mining.shards import ShardJob, shard_fingerprint
 from mimicbrush.mining.summary import SUMMARY_NAME, Summary, summarise_manifest
 from mimicbrush.mining.video.other_readers import open_reader
@@ -37,11 +35,11 @@ from mimicbrush.ranges import check_options, number
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """The part of one process among several that mine one output folder: every `count`-th shard from `index`.
+    """The share of one of several tasks that mine the same output: every `count`-th shard from `index`.
 
     Attributes:
-        index: 0..count-1.
-        count: how many tasks there are.
+        index: number of this task, from 0 to count - 1.
+        count: number of tasks.
     """
 
     index: int = number(0, at_least=0)
@@ -51,20 +49,21 @@ class ArrayTask:
         check_options(self, "task.")
         if self.index >= self.count:
             raise InputError(
-                f"task.index={self.index} task.count={self.count}: the index must be in 0..{self.count - 1}"
+                f"task.index={self.index} task.count={self.count}: expected an index from 0 to {self.count - 1}"
             )
 
 
 @dataclass(frozen=True)
 class MiningResult:
-    """What a mining run leaves behind.
+    """Result of a mining run.
 
     Attributes:
         summary: of the whole folder; None where other tasks have not ended yet.
         shards_done, shards: finished, and planned.
         shards_mined: by this run.
         notes: for a person to read.
-        warning: that most pairs hardly move, see `warn_of_still_pairs`; None where they do.
+        warning: that most pairs hardly move, see
+            `report.statistics.warn_of_still_pairs`; None where they do.
     """
 
     summary: Summary | None
@@ -86,7 +85,7 @@ def mine_folder(
     reader: FrameReader | None = None,
     progress: bool = True,
 ) -> MiningResult:
-    """Mine all videos, photographs with segments, and tars of these, of a folder or a list.
+    """Mine all videos, photographs with segments, and tars of these in a folder or a list.
 
     A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
     mine one output folder if each has its own `task`.
@@ -109,7 +108,7 @@ def mine_folder(
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     if not isinstance(progress, bool):
-        raise InputError(f"progress={progress}: must be true or false")
+        raise InputError(f"progress={progress}: expected true or false")
     root, output = _check_folders(inputs, output, input_root)
     check_output_folder(output, "output=")
     items, ignored, notes = _read_inputs(inputs, root, output)
@@ -134,24 +133,22 @@ def mine_folder(
         ]
         shards_mined = _run(jobs[task.index :: task.count], resources, progress)
         done = [job for job in jobs if job.paths.marker.is_file()]
-        summary = _finish(output, done, ignored, plan) if len(done) == len(jobs) else None
-        warning = None
-        if summary is not None:
-            pairs = read_manifest(output)
-            warning = warn_of_still_pairs(pairs.where(pairs.column("kind") == "video"))
+        summary, warning = _finish(output, done, ignored, plan) if len(done) == len(jobs) else (None, None)
         return MiningResult(summary, len(done), len(jobs), shards_mined, notes + kept, warning)
 
 
 def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple[Path, Path]:
     if not inputs.exists():
-        raise InputError(f"the input {inputs} does not exist; name a folder of videos, or a list (.csv, .parquet)")
+        raise InputError(f"the input {inputs} does not exist; give a folder of videos, or a list (.csv, .parquet)")
     if not inputs.is_dir() and inputs.suffix.lower() not in LIST_SUFFIXES:
-        raise InputError(f"the input {inputs} is a file; name a folder, or a list ({' '.join(LIST_SUFFIXES)})")
+        raise InputError(f"the input {inputs} is a file; expected a folder, or a list ({' '.join(LIST_SUFFIXES)})")
     if input_root is not None and (inputs.is_dir() or not input_root.is_dir()):
-        raise InputError(f"input_root={input_root} must be the folder that the paths of a list are relative to")
+        raise InputError(
+            f"input_root={input_root} is not a folder; expected the folder that the paths in a list are relative to"
+        )
     root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
-        raise InputError(f"input and output are the same folder {root}; name another output")
+        raise InputError(f"input and output are the same folder {root}; use another output")
     check_outside_mined_folder(output.parent, f"output={output}")  # the folder itself may be one, to go on with
     return root, output
 
@@ -159,13 +156,13 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
 def _read_inputs(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Counter[str], list[str]]:
     if not inputs.is_dir():
         items, unused = read_input_list(inputs, root)
-        return items, Counter(), [f"columns of {inputs.name} that are not used: {', '.join(unused)}"] if unused else []
+        return items, Counter(), [f"unused columns of {inputs.name}: {', '.join(unused)}"] if unused else []
     items, ignored = planning.find_items(root, output)
     if not items:
-        others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no file at all"
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in ignored.most_common(8)) or "no files"
         raise InputError(
-            f"{root} holds nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
-            "photographs with segments (NAME.jpg beside NAME.json, as in SA-1B), or .tar files of these"
+            f"{root} has nothing to mine ({others}); expected videos ({' '.join(planning.VIDEO_SUFFIXES)}), "
+            "photographs with segments (NAME.jpg and NAME.json, as in SA-1B), or .tar files of these"
         )
     return items, ignored, []
 
@@ -181,16 +178,15 @@ def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
     return mined
 
 
-def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> Summary:
-    """Once all shards are there: the index for training, the summary, the report."""
+def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> tuple[Summary, str | None]:
+    """Once all shards are there: the index for training, the summary, the report; and the warning of the report."""
     for job in done:
         ignored = ignored + _read_ignored(job)
     if not is_index_current(output, needs_checksum=True):
         write_aside(output / INDEX_NAME, lambda aside: write_index(output, aside))
     summary = summarise_manifest(output, ignored, plan.options)
     _write_if_new(output / SUMMARY_NAME, summary.to_json())
-    write_mining_report(output)
-    return summary
+    return summary, write_mining_report(output)
 
 
 def _read_ignored(job: ShardJob) -> Counter[str]:

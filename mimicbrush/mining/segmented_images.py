@@ -1,4 +1,4 @@
-"""Photographs with segments in the layout of SA-1B: NAME.jpg beside NAME.json, loose or inside a tar.
+"""Photographs with segments in the layout of SA-1B: NAME.jpg and NAME.json, as files or inside a tar.
 
 They stay where they are: only the place of an image and of its segments is stored: file and offset. What is beside
 what is decided here alone, for files and for members of tars: names are compared after `normalise_name`.
@@ -26,7 +26,7 @@ from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, run_lengths
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-#: Of the segments beside a photograph; the first that is there counts.
+#: Suffixes of the segments of a photograph; the first that exists is used.
 ANNOTATION_SUFFIXES = (".json", ".JSON")
 #: Characters of a name, about what an operating system takes for a path.
 LONGEST_NAME = 4096
@@ -78,7 +78,7 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         if options.min_segment_ratio <= ratio <= options.max_segment_ratio:
             segments.append((ratio, number))
     segments.sort(key=lambda entry: -entry[0])
-    detail = f"{len(segmentations)} segments, {len(segments)} of an area in the range"
+    detail = f"{len(segmentations)} segments, {len(segments)} with an area in the accepted range"
     detail = make_storable("; ".join([detail, *notes]))
     segments = segments[: options.max_segments]
     return SegmentedImage(width, height, [number for _, number in segments], [ratio for ratio, _ in segments], detail)
@@ -99,9 +99,9 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UntrustedFileError("too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
-        raise UntrustedFileError("damaged", "no JPEG") from error
+        raise UntrustedFileError("damaged", "not a JPEG") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UntrustedFileError("damaged", f"no whole JPEG: {error}") from error
+        raise UntrustedFileError("damaged", f"not a complete JPEG: {error}") from error
     if orientation != _NORMAL_ORIENTATION:
         raise UntrustedFileError("rotated", f"EXIF orientation {orientation}")
     return width, height, notes
@@ -177,7 +177,7 @@ def list_archive(archive: tarfile.TarFile) -> ArchiveListing:
     twice: set[str] = set()
     try:
         for info in archive:
-            if info.size < 0:  # the next header would be searched before this one, for ever
+            if info.size < 0:  # the next header would be searched before this one, without end
                 raise UntrustedFileError("bad_archive", f"{info.name!r} has a size of {info.size}")
             if info.isdir():
                 continue
@@ -211,12 +211,12 @@ def _pair_members(files: dict[str, tarfile.TarInfo]) -> Iterator[tuple[ArchiveMe
 def _find_name_fault(name: str, annotation_name: str, twice: set[str]) -> UntrustedFileError | None:
     for each in (name, annotation_name):
         if each in twice:
-            return UntrustedFileError("ambiguous", f"the tar holds {each!r} twice")
+            return UntrustedFileError("ambiguous", f"the tar has {each!r} twice")
     return None if is_storable_name(name) else UntrustedFileError("bad_name", "not valid UTF-8, or too long")
 
 
 def is_storable_name(name: str) -> bool:
-    """Check whether the name of a file can be stored as it is: valid Unicode, of a length that files can have."""
+    """Check whether a file name can be stored as it is: valid Unicode, and not too long."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -225,7 +225,7 @@ def is_storable_name(name: str) -> bool:
 
 
 def make_name_storable(name: str) -> str:
-    """Return a name as it is, or one that can be stored in its place; different names stay different."""
+    """Return a name as it is, or one that can be stored instead; different names stay different."""
     if is_storable_name(name):
         return name
     text = make_storable(name)
@@ -238,14 +238,14 @@ def _check_end(archive: tarfile.TarFile) -> None:
     """tarfile takes a broken header, or a part that was never downloaded, for the end; the true end is near it."""
     assert archive.fileobj is not None
     if not archive.getmembers():
-        raise UntrustedFileError("bad_archive", "it holds no file, only zeros: empty, or never downloaded")
+        raise UntrustedFileError("bad_archive", "it has no files, only zeros: it is empty, or was not downloaded")
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) != tarfile.BLOCKSIZE or any(block):
         raise UntrustedFileError("bad_archive", f"no end mark at byte {archive.offset}: damaged or cut short")
     behind = archive.fileobj.read(_LONGEST_PADDING + 1)
     if len(behind) > _LONGEST_PADDING or any(behind):
-        detail = f"much data or zeros behind the end mark at byte {archive.offset}: not wholly downloaded, or two tars"
+        detail = f"much data or zeros after the end mark at byte {archive.offset}: an incomplete download, or two tars"
         raise UntrustedFileError("bad_archive", detail)
 
 
@@ -256,7 +256,7 @@ def read_member(archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int)
         UntrustedFileError: a link or device, too large, or cut short.
     """
     if not info.isreg() or info.issparse():
-        raise UntrustedFileError("not_a_file", f"{info.name!r} in the tar is a link, a device or sparse")
+        raise UntrustedFileError("not_a_file", f"{info.name!r} in the tar is a link, a device or a sparse file")
     if info.size > max_bytes:
         raise UntrustedFileError("too_large", f"{info.size} bytes, more than {max_bytes}")
     try:
@@ -265,5 +265,5 @@ def read_member(archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int)
     except (tarfile.TarError, OSError) as error:
         raise UntrustedFileError("bad_archive", str(error)) from error
     if len(data) != info.size:
-        raise UntrustedFileError("bad_archive", f"{len(data)} of {info.size} bytes are there")
+        raise UntrustedFileError("bad_archive", f"only {len(data)} of {info.size} bytes are present")
     return data

@@ -39,7 +39,7 @@ _HASH_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Paths of the files of a shard; `timing` is for the report only and no part of the shard."""
+    """Paths of the files of a shard; `timing` is only for the report."""
 
     tar: Path
     part: Path
@@ -103,7 +103,7 @@ def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
 
 
 def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> dict[str, Any] | None:
-    """Read the marker of a shard that is done and unharmed; None means that the shard must be mined (again).
+    """Read the marker of a complete, intact shard; None means that the shard must be mined (again).
 
     Args:
         paths: of the shard.
@@ -145,8 +145,8 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
     except OSError as error:
         cause = "the disk is full" if is_full_disk(error) else str(error)
         raise DataError(
-            f"shard {job.number} cannot be written to {job.output}: {cause}. Finished shards stay; mend it, then give "
-            "the same command again"
+            f"shard {job.number} cannot be written to {job.output}: {cause}. Finished shards are kept. Solve the "
+            "problem, then run the same command again"
         ) from error
     return True
 
@@ -188,8 +188,8 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
     write_aside(job.paths.tar, write_tar)
     if any(values["reason"] == "unreadable" for values in rows) and not job.root.is_dir():
         raise DataError(
-            f"the input {job.root} is not there any more (a disk that was taken away?). Finished shards stay; bring it "
-            "back, then give the same command again"
+            f"the input {job.root} has disappeared (was a disk removed?). Finished shards are kept. Restore the input, "
+            "then run the same command again"
         )
     audit = [row for outcome in outcomes for file in outcome.files for row in file.audit]
     _write_parquet(job.paths.part, pa.Table.from_pylist(rows, SCHEMA))

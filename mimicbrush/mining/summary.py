@@ -1,4 +1,4 @@
-"""What a mined folder holds, by its manifest: counts that add up, reasons, and the spread of SSIM."""
+"""Summary of a mined folder from its manifest: counts that add up, reasons, and percentiles of SSIM."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
     histogram, _ = np.histogram(ssims.clip(0, 1), bins=_HISTOGRAM_BINS, range=(0, 1))
     reasons.pop("", None)
     if len(files) != statuses["pair"] + statuses["rejected"] + statuses["quarantined"]:
-        raise DataError(f"{output} has rows of a status that is unknown ({', '.join(statuses)}); mine again")
+        raise DataError(f"{output} has rows with an unknown status ({', '.join(statuses)}); mine again")
     return Summary(
         inputs=len(files),
         accepted=statuses["pair"],

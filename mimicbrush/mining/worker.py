@@ -1,4 +1,4 @@
-"""What a worker process does with one input: read it, choose, and leave JPEGs and rows behind.
+"""The work of a worker process on one input: read it, choose pairs, and write JPEGs and rows.
 
 The JPEGs go to a spool file on disk, so that an archive of thousands of photographs does not have to travel
 through a pipe; the rows, whose offsets then count in the spool file, are the returned value.
@@ -53,7 +53,7 @@ class MinedFile:
 
 @dataclass
 class ItemOutcome:
-    """What one input gave: one mined file, or many where it is an archive.
+    """Result of an input: one mined file, or many if it is an archive.
 
     Attributes:
         ignored: suffix -> number of an archive's other files.
@@ -74,7 +74,7 @@ class _SpoolError(OSError):
 def refuse_file(
     item: Item, reason: str, detail: str, *, path: str = "", kind: str = "", source_hash: str = "", decoder: str = ""
 ) -> MinedFile:
-    """Describe a file that cannot be trusted by its one manifest row.
+    """Make the only manifest row of a file that is quarantined.
 
     Args:
         item: the input that it is, or lies in.
@@ -135,7 +135,7 @@ def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Describe an error that no reason foresees, in words that are the same on every machine and in every run."""
+    """Describe an unexpected error, in the same words on every machine and in every run."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {make_storable(error.strerror)}"  # without the path of a file
     return re.sub("0x[0-9a-f]{6,}", "0x...", describe_error(error))  # an address in memory
@@ -144,11 +144,11 @@ def describe_failure(error: BaseException) -> str:
 def _mine_unchanged(
     path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO
 ) -> ItemOutcome:
-    """Mine an input that is the file that was planned, and that nobody replaces in the meantime."""
+    """Mine an input, and check that its file is the planned one and does not change in the meantime."""
     files = [path, segmented_images.find_annotation(path)] if item.kind == "image" else [path]
     before = _identify(files)
     size = sum(state.size for state in before)
-    if size != item.size:  # a file that still grows would give pairs of a content that nobody finds again
+    if size != item.size:  # a file that still grows would give pairs that cannot be reproduced
         raise UntrustedFileError("changed", f"{size} bytes, {item.size} when the run was planned")
     if item.kind == "archive":
         outcome = _mine_archive(path, item, options, spool)

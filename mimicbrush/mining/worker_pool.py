@@ -1,4 +1,4 @@
-"""Every file is read in a process that may die: with a time limit, a memory limit, and another try.
+"""Every file is read in a separate process, with a time limit, a memory limit, and a second try.
 
 A decoder can crash, hang, or eat the machine on a file that someone damaged; that must cost this file and no
 other. A worker that is killed from outside must not even cost this one: so the file gets another worker first.
@@ -62,7 +62,7 @@ class WorkerPool:
         self.stop()
 
     def stop(self) -> None:
-        """End the workers, whatever they are doing; who waits for an outcome gets a DataError."""
+        """Stop all workers at once. Threads that wait for an outcome get a DataError."""
         self._stopped.set()
         with self._lock:  # no other thread may be replacing it
             self._pool.stop()
@@ -77,7 +77,7 @@ class WorkerPool:
     def _schedule(self, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> Future[ItemOutcome]:
         with self._lock:
             if self._stopped.is_set():
-                raise DataError("stopped before the end")
+                raise DataError("stopped early")
             if not self._pool.active:
                 self._replace_pool()
             future: Future[ItemOutcome] = self._pool.schedule(mine_item, args=arguments, timeout=self._timeout_s)
@@ -88,8 +88,8 @@ class WorkerPool:
         self._num_broken += 1
         if self._num_broken > _BROKEN_POOLS:
             raise DataError(
-                f"{_BROKEN_POOLS} times in a row, worker processes ended before they had read any file; do they get "
-                f"the memory they need (memory_gib={self._memory_gib:g})? Finished shards stay"
+                f"worker processes ended {_BROKEN_POOLS} times in a row before they had read any file. Do they have "
+                f"enough memory (memory_gib={self._memory_gib:g})? Finished shards are kept"
             )
         self._pool.stop()
         self._pool.join()
@@ -144,7 +144,7 @@ class PendingOutcome:
                 return self._future.exception(timeout=_POLL_S)
             except FutureTimeoutError:
                 if not self._future.done() and self._pool._stopped.is_set():
-                    raise DataError("stopped before the end") from None
+                    raise DataError("stopped early") from None
 
 
 def _start_worker(memory_gib: float) -> None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from mimicbrush.errors import InputError
+
+
+class RecordedAttention(NamedTuple):
+    """Recorded attention of the M masked tokens of a row.
+
+    Attributes:
+        tokens: (M,) their numbers on the finest grid.
+        attention: (M, n side, side) mean probability; the grids of n references lie one below the other.
+        head_peaks: of the same shape. All that a head pays to the references counts where this head looks most.
+    """
+
+    tokens: torch.Tensor
+    attention: torch.Tensor
+    head_peaks: torch.Tensor
 
 
 class CorrespondenceRecorder:
@@ -23,7 +38,8 @@ class CorrespondenceRecorder:
 
     def __init__(self, mask: torch.Tensor) -> None:
         self._mask = mask.float()
-        #: tokens along a side -> for each row the summed probabilities (M, n * side * side), M masked tokens.
+        #: tokens along a side -> for each row (2, M, n * side * side), M masked tokens: the summed probabilities, and
+        #: those of each head put together at its peak.
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
@@ -36,17 +52,18 @@ class CorrespondenceRecorder:
             # log p = q k' / sqrt(d) - lse over [own ; reference]
             scores = torch.einsum("mhd,nhd->hmn", query[row, masked].float(), reference_key[row].float())
             log_probability = scores * query.shape[-1] ** -0.5 - lse[row, masked].T[..., None]  # (heads, M, N)
-            probability = log_probability.exp_().sum(dim=0) * blend  # (M, N)
+            of_heads = log_probability.exp_()
+            peaks = torch.zeros_like(of_heads[0])
+            peaks.scatter_add_(1, of_heads.argmax(dim=2).T, of_heads.sum(dim=2).T)
+            both = torch.stack([of_heads.sum(dim=0), peaks]) * blend
             if len(sums) <= row:
-                sums.append(probability)
+                sums.append(both)
             else:
-                sums[row] += probability
+                sums[row] += both
         self._heads += query.shape[2]
 
-    def attention(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Average what was added: for each row the masked tokens (M,) on the finest grid, and (M, n side, side).
-
-        The grids of n references of a row lie one below the other.
+    def attention(self) -> list[RecordedAttention]:
+        """Average what was added, for each row.
 
         Raises:
             InputError: nothing was noted.
@@ -54,20 +71,20 @@ class CorrespondenceRecorder:
         if not self._sums:
             raise InputError(
                 "no reference attention was recorded: a correspondence needs a reference, at least one step, and the "
-                "default attention back end"
+                "default attention backend"
             )
         finest = max(self._sums)
         results = []
         for row, masked in enumerate(self._masked_tokens(finest)):
-            count = self._sums[finest][row].shape[1] // finest**2
-            total = torch.zeros(int(masked.sum()), count, finest, finest, device=masked.device)
+            count = self._sums[finest][row].shape[2] // finest**2
+            total = torch.zeros(2, int(masked.sum()), count, finest, finest, device=masked.device)
             for side, sums in self._sums.items():
                 factor = finest // side
                 coarse = self._masked_tokens(side)[row].float().cumsum(0).long().view(side, side) - 1  # number in sums
                 number = _spread(coarse, factor).flatten()[masked]
-                maps = sums[row][number].view(-1, count, side, side)
+                maps = sums[row][:, number].view(2, -1, count, side, side)
                 total += _spread(maps, factor) / factor**2
-            results.append((masked.nonzero().squeeze(1), total.flatten(1, 2) / self._heads))
+            results.append(RecordedAttention(masked.nonzero().squeeze(1), *total.flatten(2, 3) / self._heads))
         return results
 
     def _masked_tokens(self, side: int) -> torch.Tensor:

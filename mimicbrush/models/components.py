@@ -106,7 +106,10 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
         if reference_unet is not None and options.shared_start:
             init_reference_from_unet(reference_unet, unet)
         if trained and tokens_of != "clip":
-            raise InputError(f"model.reference_encoder={tokens_of}: among the small encoders is only a CLIP")
+            raise InputError(
+                f"model.reference_encoder={tokens_of} cannot be used with model.encoders: the small encoders contain "
+                "only CLIP"
+            )
         if trained:
             image_encoder = trained.image_encoder
         depth_channels = (16, 32) if reduction == 2 else tuple(8 * 2**level for level in range(reduction.bit_length()))
@@ -152,7 +155,9 @@ def read_encoders(folder: Path) -> SmallEncoders:
     """
     absent = [name for name in SMALL_ENCODERS if not (folder / name / "config.json").is_file()]
     if absent:
-        raise InputError(f"model.encoders={folder} lacks {', '.join(absent)}; mimicbrush encoders makes such a folder")
+        raise InputError(
+            f"model.encoders={folder} lacks {', '.join(absent)}; mimicbrush encoders creates such a folder"
+        )
     return SmallEncoders(
         *(kind.from_pretrained(folder / name, use_safetensors=True).eval() for name, kind in SMALL_ENCODERS.items())
     )
@@ -209,9 +214,7 @@ def random_components(
         InputError: another encoder, whose full size is not known here.
     """
     if reference_encoder not in ("unet", "shared", "clip", "dinov2"):
-        raise InputError(
-            f"random_components knows the full size of unet, shared, clip and dinov2, not of {reference_encoder}"
-        )
+        raise InputError(f"random_components supports unet, shared, clip and dinov2, got {reference_encoder}")
     share = block_out_channels[0] / 320
 
     def scaled(width: int, step: int) -> int:
@@ -327,7 +330,7 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
             **stored["depth_estimator"], dtype=torch.float32
         )
     except OSError as error:
-        raise WeightsError(f"starting weights cannot be loaded; only .safetensors are: {error}") from error
+        raise WeightsError(f"starting weights cannot be loaded (only .safetensors are supported): {error}") from error
     unet = widen_conv_in(inpainting, UNET_IN_CHANNELS)
     unet.register_to_config(sample_size=options.size_px // vae_scale_factor(vae.config))
     with torch.random.fork_rng(devices=[]):

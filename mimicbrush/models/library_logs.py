@@ -1,4 +1,4 @@
-"""What diffusers and transformers print while they load and save."""
+"""Silence what diffusers and transformers print while they load and save."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries() -> None:
-    """Turn off the libraries' progress bars for weights: commands have their own, for what takes long."""
+    """Turn off the libraries' progress bars for weights; commands show their own for long work."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
 @contextmanager
 def silence_unused_weights() -> Iterator[None]:
-    """Silence transformers' report of weights that a file holds and a network does not take."""
+    """Silence transformers' report of weights in a file that a network does not use."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -28,7 +28,7 @@ def silence_unused_weights() -> Iterator[None]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence the warnings of diffusers, where the reason of each is known."""
+    """Silence the warnings of diffusers in code where they are expected."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:

@@ -48,7 +48,7 @@ def vae_scale_factor(config: Mapping[str, Any]) -> int:
 
 
 def encoder_without_unet(token_class: str) -> str:
-    """Name the encoder that reads the reference where no U-Net does.
+    """Name the encoder that reads the reference if no U-Net reads it.
 
     Args:
         token_class: of the network that makes image tokens.
@@ -61,9 +61,11 @@ def encoder_without_unet(token_class: str) -> str:
     ]
     if not names:
         classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
-        raise InputError(f"image tokens of a {token_class} are not known; known are those of {', '.join(classes)}")
+        raise InputError(f"image tokens of {token_class} are not supported; supported: {', '.join(classes)}")
     if len(names) > 1:
-        raise InputError(f"{' and '.join(names)} have one class, {token_class}; derive a class of its own for each")
+        raise InputError(
+            f"{' and '.join(names)} have the same class {token_class}; derive a separate class for each of them"
+        )
     return names[0]
 
 
@@ -92,7 +94,7 @@ class FamilyOptions:
     size_px: int = number(512, _SIZE)
 
     def _size_step_px(self) -> int:
-        """Return what the size must be a multiple of."""
+        """Return the number that the size must be a multiple of."""
         return 1
 
     def __post_init__(self) -> None:
@@ -136,8 +138,8 @@ class ModelOptions(FamilyOptions):
         super().__post_init__()
         if self.reference_encoder == "shared" and self.reference_sharing == "keys_values":
             raise InputError(
-                "model.reference_sharing=keys_values does not go with model.reference_encoder=shared: one network has "
-                "one set of keys and values, so there is nothing to choose; leave model.reference_sharing=hidden_states"
+                "model.reference_sharing=keys_values does not work with model.reference_encoder=shared: a single "
+                "network has a single set of keys and values; use model.reference_sharing=hidden_states"
             )
 
 

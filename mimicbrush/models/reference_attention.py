@@ -271,7 +271,7 @@ class ReferenceReadWriteProcessor(ReferenceReadProcessor):
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
     """Raise ValueError on a mask: what one over the own tokens means for the reference's is not defined."""
     if attention_mask is not None:
-        raise ValueError("self-attention that writes or reads a reference takes no attention_mask")
+        raise ValueError("self-attention that writes or reads a reference does not support attention_mask")
 
 
 # --- Attention on tensors -------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def is_shared(unet: UNet2DConditionModel) -> bool:
 
 def _check_has_layers(paths: list[str]) -> None:
     if not paths:
-        raise WeightsError("this U-Net has no self-attention in its mid and up blocks: nothing to refer to")
+        raise WeightsError("this U-Net has no self-attention in its mid and up blocks, which reference attention needs")
 
 
 def check_references_are_read(unet: UNet2DConditionModel, reader: UNet2DConditionModel) -> None:
@@ -425,7 +425,7 @@ def check_references_are_read(unet: UNet2DConditionModel, reader: UNet2DConditio
                 raise WeightsError(
                     f"the attention of {path} is computed by {type(processor).__name__}, which does not use a "
                     "reference (attention slicing, xFormers and fused projections replace the processors); choose a "
-                    "back end with unet.set_attention_backend(...) instead, and load the pipeline again"
+                    "backend with unet.set_attention_backend(...) instead, and load the pipeline again"
                 )
 
 

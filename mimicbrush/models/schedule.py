@@ -5,13 +5,16 @@ from __future__ import annotations
 from diffusers import DDIMScheduler, LCMScheduler
 
 
-def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "leading") -> DDIMScheduler:
+def noise_scheduler(
+    prediction_type: str = "epsilon", timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False
+) -> DDIMScheduler:
     """Make the schedule of the released inference code (ali-vilab/MimicBrush, run_inference_benchmark.py).
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
         timestep_spacing: of sampling: "leading" (released), whose first step takes pure noise for less than that where
             steps are few; or "trailing", which begins at the last timestep (arXiv 2305.08891, Sec. 3.3).
+        rescale_betas_zero_snr: whether the last timestep is pure noise (arXiv 2305.08891, Sec. 3.1).
     """
     return DDIMScheduler(
         beta_start=0.00085,
@@ -22,15 +25,19 @@ def noise_scheduler(prediction_type: str = "epsilon", timestep_spacing: str = "l
         steps_offset=1,
         prediction_type=prediction_type,
         timestep_spacing=timestep_spacing,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
 
 
-def few_step_scheduler(prediction_type: str = "epsilon", original_steps: int = 50) -> LCMScheduler:
+def few_step_scheduler(
+    prediction_type: str = "epsilon", original_steps: int = 50, rescale_betas_zero_snr: bool = False
+) -> LCMScheduler:
     """Make the scheduler of a model from consistency distillation, over the same noise schedule.
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
         original_steps: of the teacher's sampler; the few steps are chosen among these.
+        rescale_betas_zero_snr: see `noise_scheduler`.
     """
     return LCMScheduler(
         beta_start=0.00085,
@@ -38,4 +45,5 @@ def few_step_scheduler(prediction_type: str = "epsilon", original_steps: int = 5
         beta_schedule="scaled_linear",
         original_inference_steps=original_steps,
         prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
     )

@@ -36,7 +36,7 @@ class ReferenceUNet(UNet2DConditionModel):
         last = self.get_submodule(reference_paths(self)[-1].removesuffix(".transformer_blocks.0.attn1"))
         if last is not self.up_blocks[-1].attentions[-1]:
             raise WeightsError(
-                f"the last up block of a reference U-Net must hold attention, got {self.config.up_block_types}"
+                f"the last up block of a reference U-Net must contain attention, got {self.config.up_block_types}"
             )
         block = last.transformer_blocks[0]
         block.attn1.to_q = nn.Identity()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.images import MASK_THRESHOLD, normalise_mode
 from mimicbrush.ops.crops import Placement
 from mimicbrush.ops.plot import mark_mask
+from mimicbrush.ops.reference_maps import ReferenceMaps
 
 #: What stands for the reference's corners in the image: top left, top right, bottom left, bottom right.
 _CORNERS = np.array([[[230, 60, 50], [250, 210, 60]], [[60, 90, 220], [60, 190, 110]]], np.float32)
@@ -36,8 +37,8 @@ _BETWEEN_PX = 28
 _MOST_WIDTH_PX, _LEAST_HEIGHT_PX = 4096, 16
 _FONT_PX, _LEGEND_PX, _LINE_PX, _LEAST_WIDTH_PX = 16, 13, 18, 420
 _DASH_PX = 7
-_JOINS = "A line joins a place in the hole with the place in the reference that it looked at most"
-LEGEND = f"{_JOINS}; thin, dashed: unsure, it looked at many places."
+_JOINS = "A line joins a place in the hole with the place in the reference that it attended to most"
+LEGEND = f"{_JOINS}. Thin dashed lines are unsure: the attention is spread over many places."
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +53,7 @@ class Correspondence:
         focus: (M,) float32, the part of that which went to the peak and the tokens around it, in 0..1.
         source_token_px, reference_token_px: side of a token in pixels of the source and of the (first) reference.
         reference_index: (M,) int64, in which of several references that place lies; zeros for one.
+        maps: where else it went; None where it was loaded from a file.
     """
 
     source_xy: np.ndarray
@@ -61,6 +63,7 @@ class Correspondence:
     source_token_px: float
     reference_token_px: float
     reference_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    maps: ReferenceMaps | None = None
 
     def __post_init__(self) -> None:
         if len(self.reference_index) != len(self.source_xy):  # left out, or a file of an earlier version
@@ -71,7 +74,12 @@ class Correspondence:
 
     @classmethod
     def from_attention(
-        cls, tokens: np.ndarray, attention: np.ndarray, source: Placement, reference: Placement | Sequence[Placement]
+        cls,
+        tokens: np.ndarray,
+        attention: np.ndarray,
+        source: Placement,
+        reference: Placement | Sequence[Placement],
+        head_peaks: np.ndarray | None = None,
     ) -> Correspondence:
         """Find the peak of each masked token's attention to the reference, or to several.
 
@@ -80,6 +88,7 @@ class Correspondence:
             attention: (M, r n, n) probabilities on the grids of r references, one below the other; the rest to 1 went
                 to the own tokens.
             source, reference: how they lie on the canvas.
+            head_peaks: as `attention`, see `ReferenceMaps`; None makes no `maps`.
         """
         references = [reference] if isinstance(reference, Placement) else reference
         count, n = len(attention), attention.shape[-1]
@@ -111,20 +120,23 @@ class Correspondence:
             source_token_px=token_px * source.image_px_per_canvas_px,
             reference_token_px=token_px * references[0].image_px_per_canvas_px,
             reference_index=index,
+            maps=None if head_peaks is None else ReferenceMaps.pool(attention, head_peaks, references),
         )
 
     def select_reference(self, index: int) -> Correspondence:
         """Select the tokens whose place lies in this one of several references."""
         chosen = self.reference_index == index
         names = ("source_xy", "reference_xy", "share", "focus", "reference_index")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        maps = None if self.maps is None else self.maps.select(chosen, index)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names}, maps=maps)
 
     def save(self, path: Path) -> None:
-        """Write all attributes as a NumPy archive, ``.npz``."""
+        """Write all attributes but `maps` as a NumPy archive, ``.npz``."""
+        names = [each.name for each in fields(self) if each.name != "maps"]
 
         def write(aside: Path) -> None:
             with aside.open("wb") as file:
-                np.savez_compressed(file, **asdict(self))
+                np.savez_compressed(file, **{name: getattr(self, name) for name in names})
 
         write_aside(path, write)
 
@@ -184,7 +196,7 @@ def plot_correspondence(
     sheet = Image.new("RGB", size, "white")
     sheet.paste(Image.fromarray(image), (0, TITLE_PX))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    titles = ("source, its hole in stripes", "source")  # the longest that leaves the other's place free
+    titles = ("source, hole striped", "source")  # the longest that leaves the other's place free
     own = next((title for title in titles if font.getlength(title) < start - 8), "")
     named = ["reference"] if len(references) == 1 else [f"reference {number + 1}" for number in range(len(references))]
     for x, title in ((0, own), *zip(starts.tolist(), named, strict=True)):
@@ -197,7 +209,7 @@ def plot_correspondence(
 
 def _choose_legend(marks: Sequence[PlacePair]) -> str:
     if not marks:
-        return "No line: no place in the hole looked at a place that lies in the reference."
+        return "There are no lines: no place in the hole attended most to a place inside the reference."
     return f"{_JOINS}." if all(mark.is_sure for mark in marks) else LEGEND
 
 

@@ -62,7 +62,7 @@ def crop_box(image: np.ndarray, box: Box, name: str) -> np.ndarray:
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise InputError(
-            f"{x0},{y0},{x1},{y1} is no box within the {name}, which is {width} x {height} px; "
+            f"{x0},{y0},{x1},{y1} is not a box inside the {name}, which is {width} x {height} px; "
             "give X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1"
         )
     return image[y0:y1, x0:x1]

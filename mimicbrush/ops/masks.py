@@ -112,7 +112,7 @@ def box_mask(
         width, height = rng.uniform(low, high, 2)
     else:
         if not low * low <= area <= high * high:
-            raise ValueError(f"no box with sides of {low} to {high} covers {area} of the canvas")
+            raise ValueError(f"no box with sides from {low} to {high} covers {area} of the canvas")
         width = rng.uniform(max(low, area / high), min(high, area / low))
         height = area / width
     # At most one pixel less than the canvas: a range up to 1 must leave something around the box.

@@ -53,16 +53,16 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
     """
     size, num_pixels = segmentation["size"], height * width
     if size != [height, width] or not _are_whole_numbers(size):  # JSON's true is 1, too
-        raise SegmentError(f"it is of {_shorten(size)}, not {[height, width]}")
+        raise SegmentError(f"its size is {_shorten(size)}, expected {[height, width]}")
     counts = segmentation["counts"]
     runs = _unpack_counts(counts, num_pixels) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not _are_whole_numbers(runs):
-        raise SegmentError("the counts are neither a string nor a list of whole numbers")
+        raise SegmentError("the counts are neither a string nor a list of integers")
     wrong = next((run for run in runs if not 0 <= run <= num_pixels), None)  # before the sum, which may be endless
     if wrong is not None:
-        raise SegmentError(f"a run is {_shorten(wrong)}, outside 0..{num_pixels}")
+        raise SegmentError(f"a run is {_shorten(wrong)}, expected 0..{num_pixels}")
     if sum(runs) != num_pixels:
-        raise SegmentError(f"the runs sum to {sum(runs)}, not {num_pixels}")
+        raise SegmentError(f"the sum of the runs is {sum(runs)}, expected {num_pixels}")
     return runs
 
 
@@ -95,7 +95,7 @@ def _unpack_counts(counts: str, num_pixels: int) -> list[int]:
     for character in counts:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 60:
-            raise SegmentError(f"the counts hold {character!r}, or a number without end")
+            raise SegmentError(f"the counts contain {character!r}, or a number that does not end")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -105,13 +105,13 @@ def _unpack_counts(counts: str, num_pixels: int) -> list[int]:
         if len(runs) > 2:
             value += runs[-2]
         if not 0 <= value <= num_pixels:
-            raise SegmentError(f"run {len(runs)} is {value}, outside 0..{num_pixels}")
+            raise SegmentError(f"run {len(runs)} is {value}, expected 0..{num_pixels}")
         runs.append(value)
         total += value
         # Runs of nothing would never reach the end.
         if total > num_pixels or len(runs) > 2 * num_pixels + 1:
-            raise SegmentError(f"{len(runs)} runs cover {total} pixels, of {num_pixels}")
+            raise SegmentError(f"{len(runs)} runs cover {total} pixels, but the image has {num_pixels}")
         value, shift = 0, 0
     if shift:
-        raise SegmentError("the counts end within a number")
+        raise SegmentError("the counts end in the middle of a number")
     return runs

@@ -10,10 +10,11 @@ In reading order:
 * ``cache`` - values that depend on weights alone
 * ``cuda_graphs`` - passes of the U-Nets recorded as CUDA graphs, and replayed
 * ``hub`` - loading, saving and uploading: safetensors only, with a model card
-* ``flux2_klein`` - FLUX.2 klein as an imitating editor: opened, and written
+* ``flux2_klein`` - FLUX.2 klein as an editor that imitates: opened, and written
 * ``open_pipeline`` - the function by which every command opens its pipeline
 * ``find_pipeline`` - the folder of a pipeline by its name, also of the released one
 * ``folder`` - pipeline folders, found and read without loading them; no torch
+* ``checksums`` - the files that such a folder must hold, as they were saved; no torch
 * ``small_model`` - the small model that comes with the project
 * ``editing/`` - edits from files: one, many, and with a second look at the reference
 * ``klein/`` - what a run of FLUX.2 klein leaves, and how it edits

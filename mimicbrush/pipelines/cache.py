@@ -1,4 +1,4 @@
-"""Values that depend on weights alone, computed once for as long as these stay the same."""
+"""Values that depend only on weights, computed once and kept while the weights do not change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class WeightDependentCache:
-    """Cache of values by name, which forgets a value as soon as a parameter that it was made of changes.
+    """Cache of values by name; it drops a value when one of the parameters behind it changes.
 
     A parameter counts as changed when it is another object, on another device, of another type, or was written to
     in place (PyTorch counts such writes). It does not count those through `.data`, which is how diffusers' `EMAModel`
@@ -44,7 +44,7 @@ class WeightDependentCache:
 
 
 class _ParameterState:
-    """State of a parameter when a value was computed of it."""
+    """State of a parameter when a value was computed from it."""
 
     def __init__(self, parameter: nn.Parameter, values: torch.Tensor | None = None) -> None:
         self._parameter, self._state, self._values = weakref.ref(parameter), self._state_of(parameter), values

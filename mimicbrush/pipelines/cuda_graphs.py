@@ -1,4 +1,4 @@
-"""Passes of networks without their launches: recorded once as CUDA graphs, then replayed.
+"""CUDA graphs: passes of networks are recorded once and then replayed with a single launch.
 
 A pass of a U-Net starts about a thousand kernels, and for one image a large GPU computes them faster than Python
 starts them. A CUDA graph is started by one call. It always reads and writes the same memory: so inputs are copied into
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class GraphedPasses:
-    """Graphs of one pipeline by what they depend on; the least recently used one goes first.
+    """The CUDA graphs of one pipeline; the least recently used graph is dropped first.
 
     Args:
         max_graphs: the most graphs that are kept.
@@ -73,7 +73,7 @@ class GraphedPasses:
         settings: Hashable = None,
         obstacle: str | None = None,
     ) -> Callable[..., Tree]:
-        """Return a function that gives what this one gives, by replaying graphs.
+        """Return a function with the same results as this one that replays graphs.
 
         Args:
             function: takes trees by name, returns a tree of tensors, and depends on nothing but these, the networks and
@@ -92,7 +92,7 @@ class GraphedPasses:
         device = next(networks[0].parameters()).device
         obstacle = obstacle or next(filter(None, map(find_graph_obstacle, networks)), None)
         if obstacle is None and device.type != self.device_type:
-            obstacle = f"the pipeline is on the device {device.type!r}, and they need {self.device_type!r}"
+            obstacle = f"the pipeline is on the device {device.type!r}, but CUDA graphs need {self.device_type!r}"
         if obstacle is not None:
             self._log_once(obstacle)
             return function
@@ -146,7 +146,7 @@ class GraphedPasses:
     def _log_once(self, obstacle: str) -> None:
         if obstacle not in self._logged:
             self._logged.add(obstacle)
-            _log.warning("no CUDA graphs for this edit: %s", obstacle)
+            _log.warning("this edit runs without CUDA graphs: %s", obstacle)
 
 
 class StaticCall:
@@ -202,7 +202,7 @@ class _Held:
 
 
 def make_cuda_capture(device: torch.device) -> Capture:
-    """Make what records on a GPU. All its graphs share their memory, because only one runs at a time."""
+    """Make the function that records graphs on a GPU. All graphs share memory, because only one runs at a time."""
     stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], Tree]) -> Callable[[], Tree]:
@@ -227,7 +227,7 @@ def make_cuda_capture(device: torch.device) -> Capture:
 
 
 def find_graph_obstacle(network: nn.Module) -> str | None:
-    """Find what keeps a graph from repeating passes of a network; None: nothing does."""
+    """Find a reason why graphs cannot repeat passes of a network; None if there is none."""
     device_type = next(network.parameters()).device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return "autocast converts weights at every pass"
@@ -244,7 +244,7 @@ def find_graph_obstacle(network: nn.Module) -> str | None:
 
 
 def describe_network(network: nn.Module) -> Hashable:
-    """Describe all that a pass of a network depends on, besides its inputs and the values of its weights.
+    """Describe everything that a pass of a network depends on, except its inputs and the values of its weights.
 
     Weights are described by their addresses: a graph reads what is there, also after a write in place.
     """

@@ -8,6 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.klein.folder import check_klein, is_klein
+
+
+def check_model(name: str | Path) -> None:
+    """Check that `open_pipeline.open_any_pipeline` can be expected to open a model; quick, without PyTorch.
+
+    Args:
+        name: see `folder.resolve_pipeline_folder`; or what a run of FLUX.2 klein left, a LoRA file of it, or its base
+            model.
+
+    Raises:
+        InputError, WeightsError: there is no such model, or it is not whole; says what to do.
+    """
+    path = Path(name)
+    if is_klein(path):
+        check_klein(path)
+    else:
+        resolve_pipeline_folder(name)
 
 
 def find_pipeline(name: str | Path, *, fetch: bool = True) -> Path:

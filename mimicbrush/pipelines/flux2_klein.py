@@ -1,4 +1,4 @@
-"""Open FLUX.2 klein as an imitating editor, and write what a run of it leaves."""
+"""Open FLUX.2 klein as an editor that imitates, and write the results of its training runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from pathlib import Path
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
+from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.atomic import write_json
-from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein, locate_klein
+from mimicbrush.models.flux2_klein.components import KleinComponents, load_klein
 from mimicbrush.models.flux2_klein.lora import load_klein_lora, write_klein_lora
 from mimicbrush.models.flux2_klein.prompt import PromptEmbeddings, encode_prompt, read_prompt, write_prompt
 from mimicbrush.models.library_logs import quiet_libraries, silence_diffusers
-from mimicbrush.models.options import KLEIN_HUB_ID, KLEIN_PROMPT
+from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
+from mimicbrush.pipelines.checksums import list_weights
 from mimicbrush.pipelines.folder import IMITATION_FILE, class_names
 from mimicbrush.pipelines.klein.folder import (
     BASE_FOLDER,
     KLEIN_SIZE_PX,
     LORA_FILE,
     PROMPT_FILE,
+    check_base,
+    find_klein_base,
     find_klein_folder,
+    find_lora,
     format_imitation,
     is_klein_base,
     read_imitation,
@@ -40,17 +45,17 @@ def open_klein(
     *,
     base: Path | None = None,
 ) -> KleinPipeline:
-    """Open FLUX.2 klein as an imitating editor.
+    """Open FLUX.2 klein as an editor that imitates.
 
     Args:
-        name: what a run left (its folder, the folder of the run, or the LoRA file in it); a LoRA file of anybody else;
-            or a folder of FLUX.2 klein itself, which was not trained to imitate.
-        device: "cpu", "cuda", or "auto", which is a GPU where PyTorch sees one.
+        name: the folder of a training run, the pipeline folder or LoRA file in it; any other LoRA file; or a folder of
+            FLUX.2 klein itself, which was not trained to imitate.
+        device: "cpu", "cuda", or "auto", which is a GPU if PyTorch finds one.
         dtype: of all networks; None: bfloat16 on a GPU, float32 on a CPU.
         base: folder of the base model; None: as `IMITATION_FILE` says, or the local Hugging Face cache.
 
     Raises:
-        InputError: there is no such folder or file, or it is not whole; or the device is unknown or absent.
+        InputError: there is no such folder or file, or it is incomplete; or the device is unknown or absent.
         WeightsError: something is damaged, does not fit, or is not in the cache; says what to do.
     """
     from mimicbrush.pipelines.open_pipeline import choose_device
@@ -58,15 +63,16 @@ def open_klein(
     target = choose_device(device)  # an absent one must show before gigabytes are read
     path = Path(name)
     folder = find_klein_folder(path)
-    imitation = None if folder is None else read_imitation(folder)
-    lora = _find_lora(path, folder)
+    imitation = None if folder is None else read_imitation(folder, deep=True)
+    lora = find_lora(path, folder)
     if folder is None and lora is None and not is_klein_base(path):
         raise InputError(
-            f"{path} is neither what a run of FLUX.2 klein left ({IMITATION_FILE}), nor a LoRA file (.safetensors), "
-            "nor a folder of FLUX.2 klein (model_index.json)"
+            f"{path} is not a FLUX.2 klein model; expected the folder that a training run wrote ({IMITATION_FILE}), a "
+            "LoRA file (.safetensors), or a folder of FLUX.2 klein (model_index.json)"
         )
     if base is None:
         base = path if folder is None and lora is None else find_klein_base(imitation, folder)
+    check_base(imitation, folder, base)
     if dtype is None:
         dtype = torch.bfloat16 if target == "cuda" else torch.float32
     pipeline = load_klein_base(base, dtype, with_text_encoder=imitation is None)
@@ -78,52 +84,13 @@ def open_klein(
         prompt = read_prompt(folder / PROMPT_FILE, prompt=imitation.prompt, width=width)
         if prompt.checksum != imitation.prompt_checksum:
             raise DamagedFileError(
-                folder / PROMPT_FILE, f"its checksum is {prompt.checksum}, {IMITATION_FILE} states another"
+                folder / PROMPT_FILE,
+                f"its checksum is {prompt.checksum}, but {IMITATION_FILE} expects {imitation.prompt_checksum}",
             )
     if lora is not None:
         load_klein_lora(pipeline, lora)
     is_trained = lora is not None or folder is not None
     return KleinPipeline(pipeline.to(target), imitation, prompt, is_trained)
-
-
-def _find_lora(path: Path, folder: Path | None) -> Path | None:
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    if folder is not None and (folder / LORA_FILE).is_file():
-        return folder / LORA_FILE
-    return None
-
-
-def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Path:
-    """Find the folder of the base model of a LoRA; nothing is fetched.
-
-    Args:
-        imitation: of its folder; None: the published base.
-        folder: with the imitation.json.
-
-    Raises:
-        WeightsError: it is not there; says what to do.
-    """
-    stated = KLEIN_HUB_ID if imitation is None else imitation.base
-    if stated == BASE_FOLDER and folder is not None:
-        return folder / BASE_FOLDER
-    if Path(stated).is_absolute():
-        if not Path(stated).is_dir():
-            raise WeightsError(
-                f"{folder} was trained beside {stated}, which is not here; put the folder there, or its right path "
-                f'into {IMITATION_FILE} as "base"'
-            )
-        return Path(stated)
-    revision = None if imitation is None else imitation.revision
-    try:
-        return locate_klein(f"{stated}@{revision}" if revision else stated)
-    except WeightsError as error:
-        at = f" --revision {revision}" if revision else ""
-        way = "" if folder is None else f', or put the absolute path of its folder into {IMITATION_FILE} as "base"'
-        raise WeightsError(
-            f"the base model {stated} is not in the local Hugging Face cache. Fetch it with "
-            f"`hf download {stated}{at}`{way}"
-        ) from error
 
 
 def list_klein_folders(path: Path) -> list[Path]:
@@ -142,7 +109,7 @@ def list_klein_folders(path: Path) -> list[Path]:
 
 
 def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -> Flux2KleinPipeline:
-    """Load diffusers' pipeline from a folder; nothing is looked up anywhere else.
+    """Load the pipeline of diffusers from a folder without downloading anything.
 
     Args:
         folder: as diffusers stores it.
@@ -161,7 +128,9 @@ def load_klein_base(folder: Path, dtype: torch.dtype, with_text_encoder: bool) -
 def _encode_for_untrained(pipeline: Flux2KleinPipeline, base: Path) -> PromptEmbeddings:
     """Encode the prompt of a model that was not trained here, and free the text encoder."""
     if pipeline.text_encoder is None or pipeline.tokenizer is None:
-        raise WeightsError(f"{base} has no text encoder, and no prompt is stored for it; name a whole FLUX.2 klein")
+        raise WeightsError(
+            f"{base} has no text encoder, and there is no stored prompt; use a complete FLUX.2 klein folder"
+        )
     prompt = encode_prompt(KLEIN_PROMPT, pipeline.text_encoder, pipeline.tokenizer, encoder=str(base))
     pipeline.text_encoder = pipeline.tokenizer = None
     return prompt
@@ -170,7 +139,7 @@ def _encode_for_untrained(pipeline: Flux2KleinPipeline, base: Path) -> PromptEmb
 def write_klein_folder(
     folder: Path, imitation: KleinImitation, prompt: PromptEmbeddings, components: KleinComponents
 ) -> None:
-    """Write what a run of FLUX.2 klein leaves; `open_klein` reads it.
+    """Write the folder of a FLUX.2 klein training run; `open_klein` reads it.
 
     The adapters of the transformer become a plain LoRA file of diffusers. The base is written only where `imitation`
     names it `BASE_FOLDER`: of a toy, or after full training.
@@ -187,7 +156,9 @@ def write_klein_folder(
     transformer = components.transformer
     has_lora, has_base = bool(getattr(transformer, "peft_config", None)), imitation.base == BASE_FOLDER
     if not has_lora and not has_base:
-        raise InputError(f"a transformer without adapters beside base={imitation.base}: there is nothing to write")
+        raise InputError(
+            f"the transformer has no adapters, and base={imitation.base} stores its weights: there is nothing to write"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if has_base:
         whole = replace(components, transformer=_strip_adapters(transformer), text_encoder=None, tokenizer=None)
@@ -197,7 +168,8 @@ def write_klein_folder(
         write_klein_lora(folder / LORA_FILE, transformer)
     write_prompt(folder / PROMPT_FILE, prompt)
     stated = replace(imitation, prompt=prompt.facts.prompt, prompt_checksum=prompt.checksum)
-    write_json(folder / IMITATION_FILE, format_imitation(stated))
+    parts = [PROMPT_FILE, TRAINING_DATA_FILE, *([LORA_FILE] if has_lora else []), *([BASE_FOLDER] if has_base else [])]
+    write_json(folder / IMITATION_FILE, format_imitation(stated, list_weights(folder, parts)))
 
 
 def _strip_adapters(transformer: Flux2Transformer2DModel) -> Flux2Transformer2DModel:

@@ -1,4 +1,4 @@
-"""Pipeline folders, found and read without loading them. Imports no torch: errors must come at once."""
+"""Find and read pipeline folders without loading them. Imports no torch, so that errors come at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.io.text import make_storable
 from mimicbrush.models.options import ModelOptions, encoder_without_unet, vae_scale_factor
 from mimicbrush.models.pretrained.files import StoredNetwork, check_config_counts, check_head, read_network, read_object
+from mimicbrush.pipelines.checksums import HOW_TO_MEND, check_checksums
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
 from mimicbrush.ranges import suggest
 
@@ -20,6 +21,8 @@ RELEASED_NAME = "released"
 
 #: What a run of FLUX.2 klein leaves in its pipeline folder in place of a model_index.json, see `klein.folder`.
 IMITATION_FILE = "imitation.json"
+#: What that folder calls the embeddings of its prompt.
+PROMPT_FILE = "prompt_embeddings.safetensors"
 
 #: Options that choose networks or their shapes: with other values, these would be other weights.
 FIXED = ("reference_encoder", "reference_sharing", "depth_channels")
@@ -30,24 +33,28 @@ _LIBRARIES, _OUR_CLASSES = ("diffusers", "transformers"), "mimicbrush.models."
 
 @dataclass(frozen=True)
 class Conventions:
-    """Choices that a pipeline was made for.
+    """Options that a pipeline was trained for.
 
     Attributes:
         options: every option of `ModelOptions` and its value.
         size_step_px: what the side of a canvas must be a multiple of.
         prediction_type: what the U-Net predicts.
+        rescale_betas_zero_snr: whether its last timestep is pure noise.
     """
 
     options: dict[str, Any]
     size_step_px: int
     prediction_type: str
+    rescale_betas_zero_snr: bool = False
 
-    def with_choices(self, choices: dict[str, Any], prediction_type: str) -> tuple[dict[str, Any], list[str]]:
+    def with_choices(
+        self, choices: dict[str, Any], prediction_type: str, rescale_betas_zero_snr: bool
+    ) -> tuple[dict[str, Any], list[str]]:
         """Complete the options for training on from these weights, where some of them are chosen.
 
         Args:
             choices: options of `ModelOptions` that were chosen, and their values.
-            prediction_type: `TrainOptions`'.
+            prediction_type, rescale_betas_zero_snr: those of `TrainOptions`.
 
         Returns:
             All options, and a note for each that the weights were not made for, and must learn.
@@ -67,12 +74,16 @@ class Conventions:
                 f"train.prediction_type must be {self.prediction_type}, got {prediction_type}; add "
                 f"train.prediction_type={self.prediction_type}"
             )
+        if self.rescale_betas_zero_snr and not rescale_betas_zero_snr:
+            wrong.append("train.rescale_betas_zero_snr must be true, got false; add train.rescale_betas_zero_snr=true")
         if wrong:
-            raise InputError("the weights of this pipeline do not allow what was chosen: " + "; ".join(wrong))
+            raise InputError("the weights of this pipeline do not allow these options: " + "; ".join(wrong))
         notes = [
-            f"model.{name}={value}, while the weights were made for {self.options[name]}"
+            f"model.{name}={value}, but the weights were trained for {self.options[name]}"
             for name, value in other.items()
         ]
+        if rescale_betas_zero_snr and not self.rescale_betas_zero_snr:
+            notes.append("train.rescale_betas_zero_snr=true, while the weights were made for false")
         return {**self.options, **choices}, notes
 
 
@@ -89,6 +100,7 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
 
     Raises:
         InputError: there is no such pipeline; says what to name, or what to do.
+        WeightsError: the folder has lost files.
     """
     folder, inner = Path(name), Path(name) / "pipeline"
     if is_pipeline_folder(folder):
@@ -101,17 +113,24 @@ def resolve_pipeline_folder(name: str | Path) -> Path | None:
         return inner
     if (folder / "checkpoints").is_dir():
         raise InputError(
-            f"{folder} is a training run that has no pipeline yet; "
-            f"`mimicbrush export {shlex.quote(str(folder))}` makes one, "
-            f"{folder / 'exported'}, of its newest checkpoint"
+            f"{folder} is a training run without a pipeline; "
+            f"`mimicbrush export {shlex.quote(str(folder))}` writes one to {folder / 'exported'} "
+            "from its newest checkpoint"
         )
     if folder.is_file():
-        raise InputError(f"{folder} is a file; name the folder that a run left")
+        raise InputError(
+            f"{folder} is a file; expected the folder of a pipeline or of a training run, or a LoRA file of "
+            "FLUX.2 klein"
+        )
+    for each in (folder, inner):
+        check_checksums(each)
+        if (each / PROMPT_FILE).is_file():
+            raise InputError(f"{each} is incomplete: it lacks {IMITATION_FILE}. {HOW_TO_MEND}")
     reason = "it has no model_index.json" if folder.is_dir() else "there is no such folder"
     meant = suggest(str(name), (SHIPPED_NAME, RELEASED_NAME))
     raise InputError(
-        f"{folder} is no pipeline folder ({reason}); name one, the folder of a run, {SHIPPED_NAME} or "
-        f"{RELEASED_NAME}{meant}"
+        f"{folder} is not a pipeline folder ({reason}); expected a pipeline folder, the folder of a training run, "
+        f"{SHIPPED_NAME} or {RELEASED_NAME}{meant}"
     )
 
 
@@ -130,13 +149,14 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the folder is absent, no pipeline, or not complete.
-        WeightsError: its index or a config is damaged, or see `check_components`.
+        WeightsError: its index or a config is damaged, or see `check_components` and `checksums.check_checksums`.
     """
     index = folder / "model_index.json"
     if is_klein_folder(folder):
-        raise InputError(f"{folder} holds FLUX.2 klein, and this takes a MimicBrush pipeline of U-Nets")
+        raise InputError(f"{folder} contains FLUX.2 klein, but only a MimicBrush pipeline with U-Nets works here")
     if not is_pipeline_folder(folder):
-        raise InputError(f"{folder} is no pipeline folder (it has no model_index.json)")
+        raise InputError(f"{folder} is not a pipeline folder (it has no model_index.json)")
+    check_checksums(folder)
     components = read_object(index)
     check_components(folder, components)
     absent = [
@@ -145,13 +165,13 @@ def read_index(folder: Path) -> dict[str, Any]:
         if isinstance(value, list) and value[0] is not None and not (folder / name).is_dir()
     ]
     if absent or components.get("_class_name") != "MimicBrushPipeline":
-        problem = f"lacks {', '.join(absent)}" if absent else f"holds a {components.get('_class_name')}"
-        raise InputError(f"{folder} is no whole MimicBrush pipeline: it {problem}")
+        problem = f"lacks {', '.join(absent)}" if absent else f"contains a {components.get('_class_name')}"
+        raise InputError(f"{folder} is not a complete MimicBrush pipeline: it {problem}")
     return components
 
 
 def check_components(folder: Path, index: dict[str, Any]) -> None:
-    """Check what the libraries would import and build of a pipeline folder, before they do.
+    """Check the classes and configs of a pipeline folder before the libraries import and build them.
 
     Args:
         folder: of the pipeline.
@@ -178,7 +198,7 @@ def check_components(folder: Path, index: dict[str, Any]) -> None:
 
 
 def class_names(index: dict[str, Any]) -> dict[str, str]:
-    """List the classes of the components that there are, by component."""
+    """List the class of each component that the pipeline has."""
     return {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
 
 
@@ -235,6 +255,11 @@ def read_conventions(folder: Path) -> Conventions:
     except KeyError as error:
         raise WeightsError(f"{folder / 'unet' / 'config.json'} does not state {error}") from error
     except TypeError as error:
-        raise WeightsError(f"a config.json in {folder} has a value of a wrong type ({error})") from error
+        raise WeightsError(f"a config.json in {folder} has a value of the wrong type ({error})") from error
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
-    return Conventions(options, px_per_latent * 2 ** (levels - 1), scheduler.get("prediction_type", "epsilon"))
+    return Conventions(
+        options,
+        px_per_latent * 2 ** (levels - 1),
+        scheduler.get("prediction_type", "epsilon"),
+        bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )

@@ -14,8 +14,10 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, create_repo
 from huggingface_hub.errors import EntryNotFoundError
 
+from mimicbrush.data.training_data import TRAINING_DATA_FILE
 from mimicbrush.errors import InputError
 from mimicbrush.models.options import ModelOptions
+from mimicbrush.pipelines.checksums import check_checksums, write_checksums
 from mimicbrush.pipelines.folder import check_components
 from mimicbrush.pipelines.small_model import SHIPPED_NAMES, model_folder
 
@@ -54,8 +56,8 @@ source, mask, reference = (Image.open(name) for name in ("src.jpg", "mask.png", 
 pipe(source, mask, reference).images[0].save("result.png")
 ```
 
-Edits with {config["default_num_inference_steps"]} steps and guidance {config["default_guidance_scale"]} by default.
-Paper and released code differ in what follows; these weights belong to these choices:
+The default is {config["default_num_inference_steps"]} steps with guidance {config["default_guidance_scale"]}.
+The paper and the released code differ in the options below. These weights were trained for these values:
 
 | option | value |
 |---|---|
@@ -75,16 +77,16 @@ def _check_safe(name: str, value: bool | None) -> None:
     """Raises InputError where one of diffusers' options asks for pickles."""
     if value is False:
         raise InputError(
-            f"{name}=False: pickled weights can run code, so pipelines are read and written as .safetensors only; "
-            "mimicbrush convert imports released pickles, and exports them"
+            f"{name}=False is not supported: pickled weights can run code, so pipelines are read and written only as "
+            ".safetensors; mimicbrush convert imports and exports the released pickles"
         )
 
 
 class HubPipeline(DiffusionPipeline):
-    """Base of the pipeline: diffusers' loading, saving and uploading with three differences.
+    """Base of the pipeline: loads, saves and uploads as diffusers does, with three differences.
 
-    Weights are safetensors only; the model card is ours; and attention processors of diffusers that would leave the
-    reference out are refused.
+    It uses only safetensors; it writes its own model card; and it refuses attention processors of diffusers that would
+    ignore the reference.
     """
 
     @classmethod
@@ -95,27 +97,30 @@ class HubPipeline(DiffusionPipeline):
         use_safetensors: bool | None = True,
         **options: Any,
     ) -> Self:
-        """Load as diffusers does, but never a pickle.
+        """Load a pipeline as diffusers does, but never from a pickle.
 
         Args:
             pretrained_model_name_or_path: a folder, a repository of the hub, or "small" for the model that comes with
                 the project.
-            use_safetensors: there is no other choice; None, diffusers' "where there are any", means True, too.
+            use_safetensors: must be True or None; both load only safetensors.
             options: as in diffusers.
 
         Raises:
-            InputError: pickles are asked for.
-            OSError: a network has no safetensors; or as in diffusers.
+            InputError: `use_safetensors` is False.
+            WeightsError: a folder does not contain the files that were saved.
+            OSError: a network has no safetensors; otherwise as in diffusers.
         """
         _check_safe("use_safetensors", use_safetensors)
         if str(pretrained_model_name_or_path) in SHIPPED_NAMES:
             pretrained_model_name_or_path = model_folder(str(pretrained_model_name_or_path))
         loaded: Self = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **options)
+        # Of a component that is handed in, the files are not read.
+        check_checksums(Path(pretrained_model_name_or_path), deep=True, without=options)
         return loaded
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
-        """Read the index of a pipeline as diffusers does, before it imports and builds what that names.
+        """Read the index of a pipeline as diffusers does, and check it before anything is imported or built from it.
 
         Raises:
             WeightsError: see `folder.check_components`.
@@ -144,22 +149,24 @@ class HubPipeline(DiffusionPipeline):
         token: str | None = None,
         create_pr: bool = False,
     ) -> None:
-        """Write the pipeline as diffusers does, and a model card that states what its weights need.
+        """Save the pipeline as diffusers does, with checksums, and a model card that states the options of its weights.
 
         Args:
             save_directory: a folder.
-            safe_serialization: there is no other choice.
+            safe_serialization: must be True.
             variant, max_shard_size: as in diffusers.
             push_to_hub: also upload the folder.
-            repo_id: to push to; the folder's name where none is given.
+            repo_id: repository to upload to; default: the name of the folder.
             commit_message, private, token, create_pr: of the upload, as in diffusers.
 
         Raises:
-            InputError: pickles are asked for.
+            InputError: `safe_serialization` is False.
         """
         _check_safe("safe_serialization", safe_serialization)
         folder = Path(save_directory)
         super().save_pretrained(str(folder), safe_serialization=True, variant=variant, max_shard_size=max_shard_size)
+        parts = [name for name, value in self.components.items() if value is not None]
+        write_checksums(folder, ["model_index.json", TRAINING_DATA_FILE, *parts])
         if push_to_hub:
             repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
             keep_card_of_hub(folder, repo_id, token)
@@ -178,7 +185,7 @@ class HubPipeline(DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Upload the pipeline, as in diffusers, but with our card: its own would say nothing of the conventions."""
+        """Upload the pipeline as diffusers does, but with a model card that states the options of its weights."""
         _check_safe("safe_serialization", safe_serialization)
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -195,26 +202,25 @@ class HubPipeline(DiffusionPipeline):
             )
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Refuse attention slicing: diffusers' sliced attention would leave the reference out.
+        """Refuse attention slicing, because diffusers' sliced attention would ignore the reference.
 
         Raises:
-            InputError: always, except for None, which is how diffusers turns slicing off.
+            InputError: always, except for None, which turns slicing off in diffusers.
         """
         if slice_size is None:
             return
         raise InputError(
-            "attention slicing would leave the reference out; PyTorch's attention needs little memory as it is, and "
-            "enable_model_cpu_offload() or pipe.vae.enable_slicing() save more"
+            "attention slicing would ignore the reference; PyTorch's attention already needs little memory. To save "
+            "more, use enable_model_cpu_offload() or pipe.vae.enable_slicing()"
         )
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable[..., Any] | None = None) -> None:
-        """Refuse xFormers' processors, which would leave the reference out; xFormers is available as a back end.
+        """Refuse xFormers' processors, which would ignore the reference; use xFormers as an attention backend instead.
 
         Raises:
-            InputError: always; names the call that chooses the back end.
+            InputError: always; names the call that sets the backend.
         """
         raise InputError(
-            "xFormers' processors would leave the reference out; "
-            'pipe.unet.set_attention_backend("xformers") chooses it '
-            "as a back end"
+            "xFormers' attention processors would ignore the reference; use xFormers as a backend instead: "
+            'pipe.unet.set_attention_backend("xformers")'
         )

@@ -1,4 +1,4 @@
-"""Images that users hand to the pipeline, as arrays and on canvases; errors say what does not fit."""
+"""Convert the images of a call to arrays and canvases, and check that they fit together."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def group_references(references: References, num_sources: int | None = None) -> 
     groups = [list_images(each) for each in listed]
     lengths = [len(group) for group in groups]
     if len(set(lengths)) > 1:
-        raise InputError(f"each source must have equally many references, got {', '.join(map(str, lengths))}")
+        raise InputError(f"all sources must have the same number of references, got {', '.join(map(str, lengths))}")
     for length in lengths[:1]:
         REFERENCES_RANGE.check("references of a source", length)
     return groups
@@ -80,7 +80,7 @@ class StoredColors:
 
 
 def find_stored_colors(image: ImageInput) -> StoredColors | None:
-    """Find the colours of an image in its own profile; None where a result can only be sRGB."""
+    """Find the colours of an image in its own profile; None if the result can only be sRGB."""
     if not isinstance(image, Image.Image) or find_profile(image) is None:
         return None
     with warnings.catch_warnings():  # `to_rgb_array` has said it
@@ -91,7 +91,7 @@ def find_stored_colors(image: ImageInput) -> StoredColors | None:
 
 
 def to_rgb_array(image: ImageInput) -> np.ndarray:
-    """Convert an image to (H, W, 3) uint8 in sRGB, turned as its EXIF says."""
+    """Convert an image to (H, W, 3) uint8 in sRGB, rotated by its EXIF data."""
     array = np.asarray(normalise_mode(image, "RGB")) if isinstance(image, Image.Image) else image
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InputError(f"an image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
@@ -117,16 +117,16 @@ def check_masks(sources: list[np.ndarray], masks: list[np.ndarray]) -> None:
     if not sources:
         raise InputError("no source was given")
     if len(masks) != len(sources):
-        raise InputError(f"one mask per source is needed, got {len(sources)} sources, {len(masks)} masks")
+        raise InputError(f"expected one mask per source, got {len(sources)} sources and {len(masks)} masks")
     for number, (image, mask) in enumerate(zip(sources, masks, strict=True)):
         name = _name_mask(number, len(masks))
         if image.shape[:2] != mask.shape:
             raise InputError(
                 f"{name} is {mask.shape[1]} x {mask.shape[0]} px, "
-                f"its source {image.shape[1]} x {image.shape[0]} px; they must be of one size"
+                f"but its source is {image.shape[1]} x {image.shape[0]} px; both must have the same size"
             )
         if not (mask > MASK_THRESHOLD).any():
-            raise InputError(f"{name} is empty: nothing in it is above 128, so there is nothing to repaint")
+            raise InputError(f"{name} is empty: no pixel is above 128, so there is nothing to repaint")
 
 
 def _name_mask(number: int, count: int) -> str:
@@ -141,7 +141,7 @@ def list_boxes(images: list[np.ndarray], crops: Box | Sequence[Box | None] | Non
     """
     listed = crops if isinstance(crops, list) else [crops] * len(images)
     if len(listed) != len(images):
-        raise InputError(f"{len(listed)} crops for {len(images)} references; give one, or one each")
+        raise InputError(f"expected one crop, or one for each of {len(images)} references, got {len(listed)}")
     boxes = [box or full_box(image) for image, box in zip(images, listed, strict=True)]
     for image, box in zip(images, boxes, strict=True):
         crop_box(image, box, "reference")
@@ -154,7 +154,7 @@ def full_box(image: np.ndarray) -> Box:
 
 
 def place_sources(sources: list[np.ndarray], masks: list[np.ndarray], how: str, size_px: int) -> list[Placement]:
-    """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto").
+    """Choose the part of each source to edit: the full image ("full") or a square around the mask ("auto").
 
     Args:
         sources, masks: (H, W, 3) and (H, W) uint8.
@@ -211,11 +211,11 @@ def letterbox_masks(
         # The mask of the latents takes every eighth pixel of it.
         if not canvas[::px_per_latent, ::px_per_latent].any():
             way = choose_words(
-                python='crop="auto"', command="--crop auto", page='switch on "Repaint only around the mask"'
+                python='crop="auto"', command="--crop auto", page='switch on "Use only the area around the mask"'
             )
             raise InputError(
-                f"{_name_mask(number, len(masks))} is too thin: nothing is left of it at the {size_px} px that the "
-                f"model paints at, {px_per_latent} px to a latent; make it wider, or edit a square around it ({way})"
+                f"{_name_mask(number, len(masks))} is too thin: nothing of it is left at the model's resolution of "
+                f"{size_px} px, {px_per_latent} px per latent; make it wider, or edit a square around it ({way})"
             )
     return np.stack(canvases)
 
@@ -232,7 +232,7 @@ _RANGES = {
 
 
 def check_numbers(**arguments: object) -> None:
-    """Check numbers that a call of the pipeline was given, by the names of its arguments.
+    """Check the numbers in a call of the pipeline, by argument name.
 
     Raises:
         InputError: names the argument, its value and its range.
@@ -250,12 +250,13 @@ def check_generators(sources: int, num_images_per_prompt: int, generator: object
     rows = sources * num_images_per_prompt
     if isinstance(generator, list) and len(generator) != rows:
         raise InputError(
-            f"{len(generator)} generators for {sources} sources x {num_images_per_prompt} images; give one, or {rows}"
+            f"expected one generator, or {rows} for {sources} sources x {num_images_per_prompt} images, got "
+            f"{len(generator)}"
         )
 
 
 def check_recording(has_reference: bool, has_reference_unet: bool, correspondence: bool, record: object | None) -> None:
-    """Check that reference attention can be recorded, where that is asked for.
+    """Check that reference attention can be recorded, if that is requested.
 
     Args:
         has_reference: of the call.
@@ -271,6 +272,8 @@ def check_recording(has_reference: bool, has_reference_unet: bool, correspondenc
     if not has_reference:
         raise InputError(f"{option} needs a reference")
     if not has_reference_unet:
-        raise InputError(f"{option} needs a reference U-Net, which this pipeline was trained without")
+        raise InputError(f"{option} needs a reference U-Net, but this pipeline has none")
     if correspondence and record is not None:
-        raise InputError("return_correspondence is a record of attention, too: ask for it or give attention_record")
+        raise InputError(
+            "return_correspondence also records attention: use either return_correspondence or attention_record"
+        )

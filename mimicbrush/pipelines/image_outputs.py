@@ -1,4 +1,4 @@
-"""What the pipeline painted, as the images and correspondences that a caller asked for."""
+"""Convert the output of the pipeline to the requested images and correspondences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def paste_into_sources(
     output_type: str,
     stored: Sequence[StoredColors | None],
 ) -> list[Image.Image] | list[np.ndarray]:
-    """Put the repainted regions into their sources at full size, with a soft edge.
+    """Paste the repainted regions into their sources at full size, with a soft edge.
 
     Args:
         pixels: (B n, 3, S, S), about [-1, 1]; the n results of a source follow each other.
@@ -88,7 +88,7 @@ def _to_image(pixels: np.ndarray, colors: StoredColors | None) -> Image.Image:
 def list_correspondences(
     record: CorrespondenceRecorder, sources: list[Placement], references: list[Placement], num_references: int = 1
 ) -> list[Correspondence]:
-    """Make one correspondence per result of what was recorded.
+    """Make one correspondence per result from the recorded attention.
 
     Args:
         record: of R = B n rows, the n results of a source following each other.
@@ -96,14 +96,15 @@ def list_correspondences(
         references: the placements of one group of references, or of B groups.
         num_references: in a group.
     """
-    attentions = record.attention()
+    rows = record.attention()
     groups = [references[start : start + num_references] for start in range(0, len(references), num_references)]
     return [
         Correspondence.from_attention(
             tokens.cpu().numpy(),
             attention.cpu().numpy(),
-            sources[row * len(sources) // len(attentions)],
-            groups[row * len(groups) // len(attentions)],
+            sources[row * len(sources) // len(rows)],
+            groups[row * len(groups) // len(rows)],
+            head_peaks.cpu().numpy(),
         )
-        for row, (tokens, attention) in enumerate(attentions)
+        for row, (tokens, attention, head_peaks) in enumerate(rows)
     ]

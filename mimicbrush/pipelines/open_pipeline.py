@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def open_pipeline(name: str | Path, device: str = "auto", dtype: torch.dtype | str | None = None) -> MimicBrushPipeline:
     """Open a pipeline by its name, on a device. Every command opens its pipeline here.
 
-    Precision: float16 on a GPU, float32 on a CPU, unless `dtype` says otherwise; see `default_dtype` for the reason.
-    Seeds: every result has a generator of its own, `seeded_generator(seed)`. It is a generator of the CPU, so a seed
-    means the same noise on every device, and any result of many can be repeated alone.
+    Precision: float16 on a GPU and float32 on a CPU, unless `dtype` is given; see `default_dtype` for the reason.
+    Seeds: every result has its own generator, `seeded_generator(seed)`. The generator is on the CPU, so a seed gives
+    the same noise on every device, and each of many results can be repeated alone.
 
     Args:
         name: "small" (also "proof"), the model that comes with the project; "released", the released weights, which are
-            fetched and converted once; a pipeline folder; or the folder of a training run, whose pipeline is opened.
-        device: "cpu", "cuda", or "auto", which is a GPU where PyTorch sees one.
-        dtype: of all networks, as torch calls it; None and "auto" follow the rule.
+            downloaded and converted once; a pipeline folder; or the folder of a training run that has a pipeline.
+        device: "cpu", "cuda", or "auto", which is a GPU if PyTorch finds one.
+        dtype: of all networks, a torch.dtype or its name; None and "auto": as above.
 
     Raises:
         InputError: there is no such pipeline, it is not complete, the type is unknown, or the device is unknown or
             absent.
-        WeightsError: the released weights are neither in the local cache nor can they be fetched.
+        WeightsError: the released weights are not in the local cache and cannot be downloaded.
     """
     dtype = default_dtype(device) if dtype is None or dtype == "auto" else read_dtype(dtype)
     choose_device(device)  # an absent one must show before gigabytes are read
@@ -54,8 +54,8 @@ def open_any_pipeline(
     """Open a pipeline of either family by its name, for commands that only call it.
 
     Args:
-        name: see `open_pipeline`; or what a run of FLUX.2 klein left, or FLUX.2 klein itself.
-        device, dtype: see `open_pipeline`. FLUX.2 klein takes bfloat16 on a GPU where no type is named.
+        name: see `open_pipeline`; or the folder of a training run of FLUX.2 klein, or FLUX.2 klein itself.
+        device, dtype: see `open_pipeline`. FLUX.2 klein uses bfloat16 on a GPU if no dtype is given.
 
     Raises:
         InputError, WeightsError: see `open_pipeline` and `flux2_klein.open_klein`.
@@ -74,15 +74,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Read a type that may be named.
+    """Convert the name of a dtype to a torch.dtype; a torch.dtype is returned as it is.
 
     Raises:
-        InputError: no type is called that.
+        InputError: there is no such dtype.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise InputError(f"the type must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
+        raise InputError(f"dtype must be auto, {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
     return DTYPES[dtype]
 
 
@@ -96,7 +96,7 @@ def default_dtype(device: str) -> torch.dtype:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushPipeline:
-    """Load a pipeline folder; nothing is looked up anywhere else.
+    """Load a pipeline folder without downloading anything.
 
     Args:
         folder: as `MimicBrushPipeline.save_pretrained` leaves it.
@@ -120,15 +120,15 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None) -> MimicBrushP
 
 
 def _check_steps(folder: Path, scheduler: Mapping[str, Any]) -> None:
-    """Check the most steps that a distilled model has learnt: diffusers does so in the middle of an edit."""
+    """Check the number of steps of a distilled model here; diffusers checks it only during an edit."""
     most = NumberRange(at_least=1, at_most=scheduler["num_train_timesteps"], whole=True)
     if fault := most.find_fault(scheduler.get("original_inference_steps", 1)):
         file = folder / "scheduler" / "scheduler_config.json"
-        raise InputError(f"{file} cannot be used: original_inference_steps {fault}")
+        raise InputError(f"{file} cannot be used: original_inference_steps: {fault}")
 
 
 def load_components(folder: Path, size_px: int) -> Components:
-    """Load the networks of a pipeline folder in float32, to train on from them.
+    """Load the networks of a pipeline folder in float32, to continue training.
 
     Args:
         folder: see `load_pipeline`.
@@ -141,13 +141,13 @@ def load_components(folder: Path, size_px: int) -> Components:
     pipeline = load_pipeline(folder, torch.float32)
     if "original_inference_steps" in pipeline.scheduler.config:
         raise InputError(
-            f"{folder} was distilled to few steps, which more training would undo; go on from the pipeline that it was "
-            "distilled from"
+            f"{folder} was distilled to a few steps, and more training would undo that; continue training from the "
+            "pipeline before distillation"
         )
     for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         actual, expected = (scheduler.config[key] for scheduler in (pipeline.scheduler, noise_scheduler()))
         if actual != expected:
-            raise InputError(f"{folder} was made for a noise schedule with {key}={actual}, training has {expected}")
+            raise InputError(f"{folder} has a noise schedule with {key}={actual}, but training uses {key}={expected}")
     components = Components(**{each.name: getattr(pipeline, each.name) for each in fields(Components)})
     components.unet.register_to_config(sample_size=size_px // pipeline.vae_scale_factor)
     return components
@@ -173,16 +173,16 @@ def inspect_pipeline_networks(folder: Path, deep: bool) -> list[PartReport]:
 
 
 def choose_device(device: str) -> str:
-    """Choose "cpu" or "cuda", of "cpu", "cuda" or "auto" (whatever is there).
+    """Choose "cpu" or "cuda" from "cpu", "cuda" or "auto" (a GPU if there is one).
 
     Raises:
         InputError: the device is unknown or absent.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"the device must be auto, cpu or cuda, got {device!r}")
+        raise InputError(f"device must be auto, cpu or cuda, got {device!r}")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise InputError("the device is cuda, but PyTorch sees no CUDA GPU here; use cpu or auto")
+        raise InputError("device is cuda, but PyTorch finds no CUDA GPU; use cpu or auto")
     return "cuda" if device != "cpu" and available else "cpu"
 
 
@@ -194,5 +194,5 @@ def move_to_device(pipeline: MimicBrushPipeline, device: str) -> MimicBrushPipel
 
 
 def seeded_generator(seed: int) -> torch.Generator:
-    """Make a generator on the CPU: a seed means the same noise on every kind of device."""
+    """Make a generator on the CPU, so that a seed gives the same noise on every device."""
     return torch.Generator().manual_seed(seed)

@@ -91,15 +91,15 @@ class MimicBrushPipeline(HubPipeline):
         letterbox_order: see `mimicbrush.ops.canvas.letterbox`.
         posterior: "sample" samples the VAE's posterior (released code), "mean" takes its mean, which makes
             encodings independent of seeds.
-        default_num_inference_steps, default_guidance_scale: used where a call names none (paper Sec. 4.1:
+        default_num_inference_steps, default_guidance_scale: used if a call gives none (paper Sec. 4.1:
             50 and 5).
 
-    Without a reference U-Net, a `SharedUNet` reads the reference itself. With any other U-Net, the cross-attention to
-    patch tokens of the reference is the only way to see it (the ablation of the paper's Table 3). The tokens are CLIP's
-    or DINOv2's, whichever `image_encoder` is.
+    Without a reference U-Net, a `SharedUNet` reads the reference itself. Any other U-Net sees the reference only
+    through cross-attention to its patch tokens (the ablation of the paper's Table 3). The tokens come from CLIP or
+    DINOv2, as `image_encoder` does.
 
-    What the reference U-Net shares (`ModelOptions.reference_sharing`) and how many channels the depth projector
-    takes follow from these networks.
+    These networks also determine what the reference U-Net shares (`ModelOptions.reference_sharing`) and how many
+    channels the depth projector takes.
     """
 
     model_cpu_offload_seq = (
@@ -157,24 +157,24 @@ class MimicBrushPipeline(HubPipeline):
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, default_guidance_scale
 
     def enable_cuda_graphs(self, max_graphs: int = 8) -> None:
-        """Start each pass of a U-Net by one call instead of about a thousand, where it runs on a CUDA GPU.
+        """Use CUDA graphs: each pass of a U-Net is then one launch instead of about a thousand kernel launches.
 
-        The results are the same. The first edit of a kind (number of images and references, guidance or none) records
-        its graphs, which takes about as long as four steps for each; later ones replay them. An edit that graphs cannot
-        repeat, for instance with `return_correspondence`, runs as before, and a warning gives the reason once.
+        The results are the same. The first edit of a kind (number of images and references, with or without guidance)
+        records its graphs. This takes about as long as four steps per graph. Later edits replay them. If graphs cannot
+        repeat an edit, for example with `return_correspondence`, it runs without them, and a warning says why, once.
 
-        Changed weights, adapters, processors and devices are noticed between edits. Switch graphs off while a callback
-        changes networks in the middle of an edit, and switch them on anew after global settings such as TF32 changed.
+        Changes of weights, adapters, processors and devices are noticed between edits. Disable graphs if a callback
+        changes networks during an edit. Enable them again after a change of global settings such as TF32.
 
         Args:
-            max_graphs: the most that are kept. Each holds its inputs and outputs; they share all other memory.
+            max_graphs: the largest number to keep. Each keeps its inputs and outputs; all other memory is shared.
         """
         check_numbers(max_graphs=max_graphs)
         self.disable_cuda_graphs()
         self._graphs = GraphedPasses(max_graphs)
 
     def disable_cuda_graphs(self) -> None:
-        """Run every kernel by itself again, and free the memory of all graphs."""
+        """Run without CUDA graphs again, and free the memory of all graphs."""
         if self._graphs is not None:
             self._graphs.free()
         self._graphs = None
@@ -197,12 +197,12 @@ class MimicBrushPipeline(HubPipeline):
 
     @property
     def reader(self) -> Any:
-        """Network that reads the reference, `reference_unet` or `unet`; None where image tokens alone show it."""
+        """Network that reads the reference: `reference_unet` or `unet`; None if only image tokens are used."""
         return find_reader(self.unet, self.reference_unet)
 
     @property
     def vae_scale_factor(self) -> int:
-        """Number of pixels per latent, along a side."""
+        """Number of pixels per latent along one side."""
         return vae_scale_factor(self.vae.config)
 
     @property
@@ -212,25 +212,25 @@ class MimicBrushPipeline(HubPipeline):
 
     @property
     def can_record_attention(self) -> bool:
-        """Whether it can tell where it looks in the reference: a U-Net reads it."""
+        """Whether it can record where it looks in the reference; this needs a U-Net that reads the reference."""
         return self.reader is not None
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale of the present or last call; a callback that sets `_guidance_scale` changes the next steps.
+        """Guidance scale of the current or last call; a callback can set `_guidance_scale` for the next steps.
 
-        1 or less is no guidance. A call that began without guidance continues without it.
+        1 or less means no guidance. A call that started without guidance continues without it.
         """
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Number of timesteps of the present or last call, for callbacks."""
+        """Number of timesteps of the current or last call, for callbacks."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call is to end after this step, with the image as it is then; a callback sets `_interrupt`."""
+        """Whether the call should stop after this step and return the current image; a callback sets `_interrupt`."""
         return self._interrupt
 
     @torch.no_grad()
@@ -262,39 +262,40 @@ class MimicBrushPipeline(HubPipeline):
         """Edit one image or a batch.
 
         Args:
-            source: B images to edit, any size; PIL (turned as its EXIF says, and in the colours of the profile in its
-                ``info``) or (H, W, 3) uint8 in sRGB.
+            source: B images to edit, of any size; PIL images (rotated by their EXIF data, converted from the colour
+                profile in their ``info``) or (H, W, 3) uint8 in sRGB.
             mask: one per source, of the same size; PIL or (H, W) uint8, above 128 = repaint; or (H, W) bool.
-            reference: one for all sources or one each, any size, no mask; or what `prepare_reference` made of them;
-                None repaints without any reference. Of one source also 2 to 4; of several, a list of such lists.
-            num_inference_steps: of the scheduler; None = the pipeline's default.
-            guidance_scale: of classifier-free guidance; 1 or less turns it off; None = the pipeline's default.
-            keep_shape: texture transfer: give the depth map of the unmasked source (paper Sec. 3.4).
-            depth_map: (B, 1, any, any), relative inverse depth on the canvas, instead of an estimated one.
-            num_images_per_prompt: results per source, n; one after the other in the output.
-            crop: "auto" edits a square around the mask at full resolution (see `ops.crops.square_around`), for small
-                regions in large images; "full" the whole image.
+            reference: one for all sources or one per source, of any size, without a mask; or a prepared reference (see
+                `prepare_reference`); None repaints without a reference. A single source may also have 2 to 4
+                references, and several sources a list of such lists.
+            num_inference_steps: number of denoising steps; None: the pipeline's default.
+            guidance_scale: scale of classifier-free guidance; 1 or less turns it off; None: the pipeline's default.
+            keep_shape: texture transfer: use the depth map of the unmasked source (paper Sec. 3.4).
+            depth_map: (B, 1, any, any), relative inverse depth on the canvas, used instead of the estimated one.
+            num_images_per_prompt: number of results per source, n. The results of a source follow each other.
+            crop: "auto" edits a square around the mask at full resolution (see `ops.crops.square_around`), which suits
+                small regions in large images; "full" edits the whole image.
             reference_crop: the part of the reference to imitate, (x0, y0, x1, y1) px; one for all, or a list with one
-                for each image, where None is all of it.
-            eta: of DDIM; schedulers without it ignore it.
-            generator: one for all, or a list of B * n. With a list each result is what a call of its own would give;
-                with one, the n results of a source share the sample of the reference's posterior, and so its features.
-            latents: (B * n, 4, h, w) standard normal start, instead of sampling it.
-            paste_back: put the repainted region into the source at its full size; otherwise return the
-                model's square canvas. Only for "pil" and "np".
+                for each image, where None means the whole image.
+            eta: of DDIM; other schedulers ignore it.
+            generator: one for all, or a list of B * n. With a list, each result is the same as in a separate call. With
+                one generator, the n results of a source share the sample of the reference's posterior.
+            latents: (B * n, 4, h, w), standard normal start noise; None: it is sampled.
+            paste_back: paste the repainted region into the source at full size; otherwise return the model's square
+                canvas. Only for "pil" and "np".
             output_type: see `MimicBrushPipelineOutput`.
-            return_dict: False returns a plain tuple (images, and correspondences if asked for).
+            return_dict: False returns a plain tuple (images, and correspondences if they were requested).
             return_correspondence: also return which place of the reference filled which place of the masked region.
-            attention_record: receives every reference attention, for measurements beyond `return_correspondence`; not
-                both at once.
-            reference_batch_size: timesteps that the reference U-Net reads in one pass, where it reads several.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; "latents" that it
-                returns replace them.
-            callback_on_step_end_tensor_inputs: names of the tensors that it gets; only "latents" exists.
+            attention_record: receives all reference attention, for other measurements. It cannot be combined with
+                `return_correspondence`.
+            reference_batch_size: number of timesteps that the reference U-Net reads in one pass.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; if it returns
+                "latents", they replace the current ones.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets; only "latents" exists.
 
         Raises:
-            InputError: images, masks, references and options that do not fit together.
-            WeightsError: something replaced the attention that reads the reference.
+            InputError: images, masks, references or options are not valid or do not fit together.
+            WeightsError: the attention processors that read the reference were replaced.
         """
         # 1. Check the inputs.
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -319,7 +320,7 @@ class MimicBrushPipeline(HubPipeline):
         prepared: PreparedReference | None = None  # latents (R, 4, h, w), context (R, N, D)
         if isinstance(reference, PreparedReference):
             if reference_crop is not None:
-                raise InputError("reference_crop must be given to prepare_reference, for this reference is prepared")
+                raise InputError("this reference is already prepared; give reference_crop to prepare_reference instead")
             prepared = reference
         elif reference is not None:
             groups = group_references(reference, len(sources))
@@ -364,7 +365,7 @@ class MimicBrushPipeline(HubPipeline):
         if prepared is not None:
             references = map(prepared.join_tokens, references)
         record = attention_record if recorder is None else recorder
-        obstacle = None if record is None else "the places where the model looks are recorded at each step"
+        obstacle = None if record is None else "attention is recorded at each step"
         predict = self._replayed(self._predict_noise, [self.unet], obstacle)
         step_options = self._step_options(generator, eta)
         with self.progress_bar(total=len(timesteps)) as progress:
@@ -408,7 +409,7 @@ class MimicBrushPipeline(HubPipeline):
         generator: Generator,
         output_type: str,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Check the inputs, and list sources and masks as arrays, (H, W, 3) and (H, W) uint8.
+        """Check the inputs, and convert sources and masks to lists of arrays, (H, W, 3) and (H, W) uint8.
 
         Raises:
             InputError: says what does not fit.
@@ -418,7 +419,7 @@ class MimicBrushPipeline(HubPipeline):
         most_steps = self.scheduler.config.get("original_inference_steps")  # of a distilled model (LCM)
         if most_steps is not None and num_inference_steps > most_steps:
             raise InputError(
-                f"num_inference_steps={num_inference_steps}: this model was distilled to {most_steps} or fewer steps"
+                f"num_inference_steps={num_inference_steps}: this model was distilled for at most {most_steps} steps"
             )
         if self.reader is not None:
             check_references_are_read(self.unet, self.reader)
@@ -433,7 +434,7 @@ class MimicBrushPipeline(HubPipeline):
         return sources, masks
 
     def place(self, sources: list[np.ndarray], masks: list[np.ndarray], how: str) -> list[Placement]:
-        """Choose what is edited of each source: the full image ("full"), or a square around the mask ("auto")."""
+        """Choose the part of each source to edit: the full image ("full") or a square around the mask ("auto")."""
         return place_sources(sources, masks, how, self.size_px)
 
     def _to_canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
@@ -457,15 +458,15 @@ class MimicBrushPipeline(HubPipeline):
         num_inference_steps: int | None = None,
         reference_batch_size: int = 4,
     ) -> PreparedReference:
-        """Encode references once for many edits; `PreparedReference` says when reusing them is exact.
+        """Encode references once for many edits; see `PreparedReference` for when the results are exactly the same.
 
         Args:
-            reference: an image, or a list: one for each source; or a list of lists: several for each source.
+            reference: an image; a list with one image per source; or a list of lists with several images per source.
             reference_crop: the part to imitate, (x0, y0, x1, y1) px; one for all, or a list with one for each image.
-            generator: samples the VAE's posterior; a list samples equally often for each source.
-            num_inference_steps: with ``reference_timestep="current"``: hold the features for this number of steps,
-                too. Some 28 MB a step at 512 px in half precision; "zero" always holds its one.
-            reference_batch_size: timesteps that the reference U-Net reads in one pass.
+            generator: samples the VAE's posterior; a list has the same number of generators for each source.
+            num_inference_steps: with ``reference_timestep="current"``: also store the features for this number of
+                steps (about 28 MB per step at 512 px in half precision). "zero" always stores those of its one step.
+            reference_batch_size: number of timesteps that the reference U-Net reads in one pass.
         """
         check_numbers(reference_batch_size=reference_batch_size)
         if num_inference_steps is not None:
@@ -473,7 +474,9 @@ class MimicBrushPipeline(HubPipeline):
         groups = group_references(reference)
         if not groups or (isinstance(generator, list) and len(generator) % len(groups)):
             results = len(generator) if isinstance(generator, list) else 1
-            raise InputError(f"{len(groups)} references cannot serve {results} results; give one, or one per source")
+            raise InputError(
+                f"expected one reference, or one per source, got {len(groups)} references for {results} results"
+            )
         images, count = [to_rgb_array(image) for group in groups for image in group], len(groups[0])
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
         pixels = self._to_canvas(images, placements)  # (R, 3, S, S)
@@ -501,7 +504,7 @@ class MimicBrushPipeline(HubPipeline):
     def encode_references(
         self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
     ) -> PreparedReference:
-        """Encode references (R, 3, S, S) in [-1, 1]: clean latents and context, without features."""
+        """Encode references (R, 3, S, S) in [-1, 1] into clean latents and context, without features."""
         tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reader is None)  # (R, N, C)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
         noise = self._posterior_noise(len(pixels), generator)
@@ -517,7 +520,7 @@ class MimicBrushPipeline(HubPipeline):
         depth_map: torch.Tensor | None,
         generator: Generator,
     ) -> torch.Tensor:
-        """Encode the nine channels beside the noisy latent: mask 1, masked source 4, depth 4.
+        """Encode the nine channels that are added to the noisy latent: mask 1, masked source 4, depth 4.
 
         Args:
             source: (B, 3, S, S) in [-1, 1].
@@ -525,7 +528,7 @@ class MimicBrushPipeline(HubPipeline):
             keep_shape, depth_map, generator: see `__call__`.
 
         Returns:
-            (B, 9, h, w); (B n, 9, h, w) for a list of B n generators and a posterior that is sampled.
+            (B, 9, h, w); or (B n, 9, h, w) for a list of B n generators if the posterior is sampled.
         """
         noise = self._posterior_noise(len(source), generator)
         masked_source_latents = encode_latents(self.vae, blank_mask(source, mask), noise)  # (B or B n, 4, h, w)
@@ -554,7 +557,7 @@ class MimicBrushPipeline(HubPipeline):
     prepare_stem = prepare_cond_latents
 
     def no_depth_latent(self) -> torch.Tensor:
-        """Compute the depth latent of "no depth", (1, 4, h, w), the same for all edits."""
+        """Compute the depth latent for "no depth", (1, 4, h, w); it is the same for all edits."""
         return self._cache.get(
             f"no_depth_latent, {self.config.no_depth_convention}, {self.size_px} px",
             self.depth_estimator,
@@ -565,7 +568,7 @@ class MimicBrushPipeline(HubPipeline):
         )
 
     def no_reference_context(self) -> torch.Tensor:
-        """Compute the context of "no reference", (1, N, D), the same for all edits."""
+        """Compute the context for "no reference", (1, N, D); it is the same for all edits."""
         context = self._cache.get(
             "no_reference_context",
             self.image_encoder,
@@ -584,9 +587,9 @@ class MimicBrushPipeline(HubPipeline):
         """Yield the references' keys and values for each timestep in turn.
 
         Args:
-            prepared: R references; with None nothing is read, and the dictionaries are empty.
+            prepared: R references; None yields empty dictionaries.
             timesteps: (steps,).
-            batch_size: timesteps in one pass of the U-Net that reads.
+            batch_size: number of timesteps in one pass of the U-Net that reads.
 
         Yields:
             Module path -> keys and values, (R, M, heads, d) each.
@@ -672,8 +675,8 @@ class MimicBrushPipeline(HubPipeline):
     ) -> torch.Tensor:
         """Predict the noise of latents, (B, 4, h, w) -> (B, 4, h, w).
 
-        With guidance, `cond_latents` and `context` hold 2 B rows, [unconditional ; conditional]. The reference states
-        hold the B conditional rows, so the unconditional half attends to itself alone.
+        With guidance, `cond_latents` and `context` have 2 B rows, [unconditional ; conditional]. The reference states
+        have only the B conditional rows, so the unconditional half attends only to itself.
 
         Args:
             latents: (B, 4, h, w), scaled for this step (`scale_model_input` of the scheduler).
@@ -707,18 +710,18 @@ class MimicBrushPipeline(HubPipeline):
         output_type: str,
         stored: Sequence[StoredColors | None] | None = None,
     ) -> list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor:
-        """Decode latents (B n, 4, h, w) into images, pasted back into their sources if asked for.
+        """Decode latents (B n, 4, h, w) into images, and paste them back into their sources if `paste` is set.
 
         Raises:
-            MimicBrushError: the numbers overflowed.
+            MimicBrushError: the result contains NaN or infinite values.
         """
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.vae, latents)  # (B n, 3, S, S)
         if not pixels.isfinite().all():
             raise MimicBrushError(
-                f"the result is no image: numbers overflowed in {self.unet.dtype} (U-Net) or {self.vae.dtype} (VAE); "
-                "use bfloat16 or float32"
+                f"the result contains NaN or infinite values: numbers overflowed in {self.unet.dtype} (U-Net) "
+                f"or {self.vae.dtype} (VAE); use bfloat16 or float32"
             )
         if output_type == "pt":
             return to_unit_range(pixels)

@@ -20,7 +20,7 @@ Projected = dict[str, "KeysValues"]
 
 
 def repeat_rows(projected: Projected, rows: int) -> Projected:
-    """Repeat each row of keys and values equally often, so that there are this many rows."""
+    """Repeat each row of keys and values equally often, up to this number of rows."""
     return {path: (_repeated(key, rows), _repeated(value, rows)) for path, (key, value) in projected.items()}
 
 
@@ -30,26 +30,26 @@ def _repeated(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PreparedReference:
-    """Encoded references: all that an edit needs of them, for any source, mask and guidance scale.
+    """Encoded references, with everything that an edit needs from them, for any source, mask and guidance scale.
 
-    Made by `MimicBrushPipeline.prepare_reference`. Reusing it is exact: an edit computes the same numbers as if it
-    had read the reference itself, for any source, mask, seed, guidance, number of steps and scheduler, as long as
-    the pipeline's weights, options, device and type stay what they were. Two things to know:
+    `MimicBrushPipeline.prepare_reference` creates it. An edit with it gives exactly the same numbers as an edit with
+    the image, for any source, mask, seed, guidance, number of steps and scheduler, as long as the weights, options,
+    device and dtype of the pipeline do not change. Two details matter:
 
-    * The VAE's posterior of the reference was sampled once, when it was prepared. So an edit with a generator of seed
-      s equals one with the image itself only if that same generator was handed to `prepare_reference` just
-      before (or if the pipeline takes the posterior's mean).
-    * Features are held for the timesteps in `features`. With ``reference_timestep="zero"`` there is just one, and it
-      serves every edit. With "current" those of the number of steps that was named are held; an edit at other
-      timesteps computes its own, which is exact, too, but saves nothing.
+    * The VAE's posterior of the reference is sampled only once, in `prepare_reference`. So an edit with a generator of
+      seed s gives the same result as with the image only if the same generator was passed to `prepare_reference`
+      just before (or if the pipeline uses the mean of the posterior).
+    * `features` has the features for some timesteps. With ``reference_timestep="zero"`` there is only one timestep,
+      which every edit can use. With "current" there are those of the given number of steps. An edit at other
+      timesteps computes its own features: the result is exact, too, but no time is saved.
 
     Attributes:
         latents: (R, 4, h, w), clean.
         context: (R, N, D), projected image tokens.
-        placements: how each of the references lies on the canvas.
-        settings: the options of the pipeline that made it, which must be those of one that uses it.
+        placements: the place of each reference on its canvas.
+        settings: options of the pipeline that created it; the pipeline that uses it must have the same.
         features: timestep that the reference U-Net saw -> keys and values by module path, R rows.
-        num_references: how many of the R, which follow each other, belong to one source.
+        num_references: number of consecutive references that belong to one source.
     """
 
     latents: torch.Tensor
@@ -63,29 +63,28 @@ class PreparedReference:
         return len(self.latents) // self.num_references
 
     def join_context(self) -> torch.Tensor:
-        """Join the context of all references of a source: (len, n N, D)."""
+        """Join the contexts of all references of each source: (len, n N, D)."""
         return join_tokens(self.context, len(self))
 
     def join_tokens(self, projected: Projected) -> Projected:
-        """Join what was read of all references of a source: R rows of keys and values -> as many as `len` says."""
+        """Join the keys and values of all references of each source: R rows -> `len` rows."""
         return {path: (join_tokens(k, len(self)), join_tokens(v, len(self))) for path, (k, v) in projected.items()}
 
     def check_serves(self, settings: tuple[object, ...], sources: int) -> None:
-        """Check that this can be used for an edit.
+        """Check that an edit can use this prepared reference.
 
         Args:
             settings: of the pipeline.
-            sources: how many images are edited.
+            sources: number of images to edit.
 
         Raises:
             InputError: it was prepared by a pipeline with other options, or for another number of images.
         """
         if settings != self.settings:
             raise InputError(
-                f"this reference was prepared with {self.settings}, the pipeline now has {settings}; prepare it again"
+                f"this reference was prepared with {self.settings}, but the pipeline now has {settings}; prepare it "
+                "again"
             )
         count = len(self.placements) // self.num_references
         if count not in (1, sources):
-            raise InputError(
-                f"{count} references for {sources} sources; give one, or one each, or a list of several for each"
-            )
+            raise InputError(f"expected one reference, or one (or a list) for each of {sources} sources, got {count}")

@@ -31,7 +31,7 @@ def model_folder(name: str) -> Path:
         return Path(name)
     if not is_shipped():
         raise InputError(
-            f"{name}: the small model is not in this installation; name a pipeline folder, or train one "
+            f"{name}: this installation does not contain the small model; name a pipeline folder, or train one "
             "(docs/training.md)"
         )
     return SHIPPED_MODEL

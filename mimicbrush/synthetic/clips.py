@@ -91,7 +91,7 @@ def write_clip(path: Path, spec: ClipSpec) -> None:
     """Render a clip and write it as H.264 in an mp4: the same bytes for the same spec and libraries."""
     import av
 
-    with av.open(str(path), "w", format="mp4") as container:  # whatever it is called
+    with av.open(str(path), "w", format="mp4") as container:  # whatever its name is
         # One thread: with more, x264's decisions depend on how many cores the machine has. AVX2 at most: with
         # AVX-512, on an Intel Xeon, the same frames gave other bytes from run to run.
         options = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "asm=avx2"}

@@ -24,7 +24,7 @@ def dead_leaves(width_px: int, height_px: int, rng: np.random.Generator) -> tupl
     """
     palette = rng.uniform(10, 245, (int(rng.integers(3, 7)), 3))
     greys = palette.mean(axis=1, keepdims=True)
-    palette = greys + rng.uniform(0.15, 0.9) * (palette - greys)  # few real scenes are as gaudy as random colours
+    palette = greys + rng.uniform(0.15, 0.9) * (palette - greys)  # few real scenes are as colourful as random colours
     ground = _texture(palette, rng)
     image = cv2.resize(ground, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
     labels = np.zeros((height_px, width_px), np.int32)

@@ -58,12 +58,12 @@ def check_train_heldout_apart(photographs: Sequence[str], heldout: Sequence[str]
     for name in [*TRAIN_PHOTOGRAPHS, *photographs]:
         namesake = stems.setdefault(Path(name).stem, name)
         if namesake != name:
-            raise InputError(f"{namesake} and {name}: stills are named after their photographs; rename one of them")
+            raise InputError(f"{namesake} and {name} would give stills of the same name; rename one of the photographs")
     heldout_paths = [Path(name) for name in heldout] or [bundled_photograph(name) for name in HELDOUT_PHOTOGRAPHS]
     path_of_hash = {hash_file(path): path for path in heldout_paths}
     for path in [*map(bundled_photograph, TRAIN_PHOTOGRAPHS), *map(Path, photographs)]:
         if (other := path_of_hash.get(hash_file(path))) is not None:
-            raise InputError(f"{path} is tested with, too ({other}); take it from one side")
+            raise InputError(f"{path} is also held out for testing ({other}); remove it from one of the two folders")
 
 
 def training_clips(photographs: Sequence[str], count: int, seed: int) -> dict[str, ClipSpec]:
@@ -103,7 +103,9 @@ def heldout_clips(folder: Path, seed: int) -> dict[str, ClipSpec]:
             key = seed * 1000 + number
             specs[f"{subject.name}.mp4"] = ClipSpec(names[0], (names[1], names[2]), seed=key, seconds=3.0)
     if not specs:
-        raise InputError(f"{folder} holds no folder with three photographs or more; it takes one for each subject")
+        raise InputError(
+            f"{folder} has no folder with at least three photographs; expected one folder for each subject"
+        )
     return specs
 
 

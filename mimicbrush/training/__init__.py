@@ -1,4 +1,4 @@
-"""Training: a loop that knows its model by a small protocol, and the two U-Nets of MimicBrush, which fill it.
+"""Training: a loop for any model with a small protocol, and this protocol for the two U-Nets of MimicBrush.
 
 In reading order:
 

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: written aside, hashed, renamed when complete; only then are old ones deleted.
+"""Checkpoints on disk: written under another name, hashed, and renamed when complete. Then old ones are deleted.
 
 A checkpoint is a folder ``step-00001000`` of safetensors files and a ``state.json``, which names the size and the
 SHA-256 of each and is written last. This file is about the disk alone; what a run needs to go on is
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimicbrush.errors import CheckpointError, UnsavedError
 from mimicbrush.io.atomic import apply_umask, write_json
-from mimicbrush.io.hashing import hash_file
+from mimicbrush.io.stored_files import find_changed_file, list_stored_files, parse_stored_files
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STATE_FILE = "state.json"
 #: At least this many good checkpoints stay, whatever `keep` says.
 LEAST_KEPT = 2
-#: Raised by 1 where older checkpoints can no longer be read.
+#: Increased by 1 if older checkpoints can no longer be read.
 FORMAT = 2
 _NAME = re.compile(r"step-\d{8,}")
 
@@ -43,7 +43,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List all checkpoints that got their names, oldest first; damaged ones included."""
+    """List all complete checkpoints, oldest first, including damaged ones."""
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
@@ -73,20 +73,19 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     try:
         _check_space(folder, sum(value.nbytes for group in tensors.values() for value in group.values()))
         aside.mkdir()
-        files: dict[str, list[int | str]] = {}
         for name, group in tensors.items():
             path = aside / f"{name}.safetensors"
             save_file({key: value.contiguous() for key, value in group.items()}, path)
             _flush(path)
-            files[path.name] = [path.stat().st_size, hash_file(path)]
+        files = list_stored_files(aside, aside.iterdir())
         _write_json(aside / STATE_FILE, {"format": FORMAT, "step": step, **state, "files": files})
         apply_umask(aside)
         _flush(aside)
-        if final.exists():  # of a run that went on from an older checkpoint, the newer one being damaged
+        if final.exists():  # of a run that continued from an older checkpoint, because the newer one was damaged
             _remove(final)
         aside.rename(final)
         _flush(folder)
-    except SafetensorError as error:  # how safetensors reports a disk that refuses
+    except SafetensorError as error:  # how safetensors reports errors of the disk
         raise OSError(errno.EIO, str(error), str(aside)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -95,7 +94,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
 
 
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
-    """Find the checkpoint that `resume` names: "never" is none, "latest" the newest that verifies or none, or a folder.
+    """Find the checkpoint for `resume`: "never" is none, "latest" is the newest intact one or none, or a folder.
 
     Args:
         folder: of all checkpoints.
@@ -110,8 +109,8 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
     if resume == "never":
         if existing:
             raise CheckpointError(
-                f"{folder} already holds checkpoints (up to {existing[-1].name}); go on with "
-                "train.resume=latest, or start in another folder (run_dir=..., of a sweep hydra.sweep.dir=...)"
+                f"{folder} already has checkpoints (up to {existing[-1].name}); continue with "
+                "train.resume=latest, or start in another folder (run_dir=..., or hydra.sweep.dir=... for a sweep)"
             )
         return None
     if resume == "latest":
@@ -123,7 +122,7 @@ def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = prin
         if existing:
             raise CheckpointError(
                 f"all {len(existing)} checkpoints in {folder} are damaged; restore one from a copy, or move them away "
-                "to start anew"
+                "to start again"
             )
         return None
     return _find_named_checkpoint(folder, resume, existing)
@@ -136,7 +135,7 @@ def check_named_checkpoint(checkpoint: Path) -> Path:
         CheckpointError: it is not a checkpoint, or it is damaged.
     """
     if not (checkpoint / STATE_FILE).is_file():
-        raise CheckpointError(f"{checkpoint} is no checkpoint (it has no {STATE_FILE})")
+        raise CheckpointError(f"{checkpoint} is not a checkpoint (it has no {STATE_FILE})")
     damage = verify_checkpoint(checkpoint)
     if damage is not None:
         raise CheckpointError(f"{checkpoint} is damaged ({damage})")
@@ -147,34 +146,29 @@ def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> P
     path = Path(resume)
     if not (path / STATE_FILE).is_file():
         raise CheckpointError(
-            f"train.resume={resume}: no checkpoint there (no {STATE_FILE}); it takes never, latest, or the folder of "
-            "a checkpoint"
+            f"train.resume={resume}: there is no checkpoint (no {STATE_FILE}); expected never, latest, or the folder "
+            "of a checkpoint"
         )
     later = [other.name for other in existing if path.resolve().parent == folder.resolve() and other.name > path.name]
     if later or (existing and path.resolve().parent != folder.resolve()):
         raise CheckpointError(
-            f"train.resume={resume}: {folder} holds other checkpoints ({', '.join(later or [existing[-1].name])}), "
-            "which the new ones would mix with; name another run_dir, or move them away"
+            f"train.resume={resume}: {folder} has other checkpoints ({', '.join(later or [existing[-1].name])}), "
+            "and the new ones would be mixed with them; use another run_dir, or move them away"
         )
     return check_named_checkpoint(path)
 
 
 def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
-    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None where nothing is.
+    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None if nothing is.
 
     Hashes take a second for a gigabyte or so.
     """
     try:
-        files = _read_json(checkpoint / STATE_FILE)["files"]
-        for name, (size, sha256) in files.items():
-            path = checkpoint / name
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, {size} were written"
-            if deep and hash_file(path) != sha256:
-                return f"{name} has another hash than when it was written"
+        files = parse_stored_files(_read_json(checkpoint / STATE_FILE)["files"])
+        found = find_changed_file(checkpoint, files, deep=deep)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE_FILE} or a file that it names cannot be read: {error!r}"
-    return None
+    return None if found is None else " ".join(found)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint} is damaged ({error}); move it away to use the one before it") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{checkpoint} is of format {state.get('format', 1)}, this version of mimicbrush reads {FORMAT}"
+            f"{checkpoint} has format {state.get('format', 1)}, and this version of mimicbrush reads format {FORMAT}"
         )
     return state
 
@@ -232,6 +226,7 @@ ADDED_LATER: dict[str, Any] = {
     "train.timestep_logit_mean": 0.0,
     "train.timestep_logit_std": 1.0,
     "train.transformer": "lora",
+    "train.rescale_betas_zero_snr": False,
 }
 
 
@@ -239,14 +234,14 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
     """List what two runs do not agree on, for a message."""
     before = {**ADDED_LATER, **stored}
     return [
-        f"{name}: {before.get(name)!r} there, {value!r} now"
+        f"{name}: was {before.get(name)!r}, now {value!r}"
         for name, value in expected.items()
         if before.get(name) != value
     ]
 
 
 def estimate_missing_bytes(folder: Path, num_trained: int, *, has_average: bool) -> int:
-    """Estimate what the checkpoints of a run will take at least on its disk, beyond those that lie there already.
+    """Estimate the least space that the checkpoints of a run need in addition to those that exist.
 
     `LEAST_KEPT` stay, and a new one is written before the oldest of them is deleted. How many more a run keeps is its
     own choice, and may never be reached. Weights, both moments of Adam and the average are float32.
@@ -294,13 +289,13 @@ def _check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left",
+            f"a checkpoint needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left",
             str(folder),
         )
 
 
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
-    """Write JSON with its own hash: a flipped bit must not stay unnoticed here either."""
+    """Write JSON with its own hash, so that a flipped bit is noticed here, too."""
     write_json(path, {"sha256": _json_hash(state), "state": state})
 
 
@@ -310,7 +305,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {"format": 1}  # of the first version, which hashed nothing
     state: dict[str, Any] = outer["state"]
     if _json_hash(state) != outer["sha256"]:
-        raise ValueError(f"{path.name} has another hash than when it was written")
+        raise ValueError(f"{path.name} has changed since it was written (different hash)")
     return state
 
 
@@ -330,7 +325,7 @@ def _flush(path: Path) -> None:
 
 
 class CheckpointSaver:
-    """Writes one checkpoint at a time in a thread, beside the training.
+    """Writes one checkpoint at a time in a thread, while training continues.
 
     Safetensors and hashing release the lock of the interpreter.
 
@@ -378,12 +373,12 @@ class CheckpointSaver:
         if must_succeed:
             raise self._unsaved_error(error) from error
         self.say(
-            f"a checkpoint could not be written ({error}). Older ones in {self.folder} are as they were; the run goes "
-            "on and tries again later"
+            f"a checkpoint could not be written ({error}). Older ones in {self.folder} are intact; the run "
+            "continues and tries again later"
         )
 
     def _unsaved_error(self, error: Exception) -> UnsavedError:
         return UnsavedError(
-            f"the last checkpoint could not be written ({error}). Older ones in {self.folder} are as they were: make "
-            "room, and go on from there with train.resume=latest"
+            f"the last checkpoint could not be written ({error}). Older ones in {self.folder} are intact: free some "
+            "space, then continue with train.resume=latest"
         )

@@ -1,4 +1,4 @@
-"""The correspondence loss: it teaches the reference attention to look where the reference shows the same (*ours*).
+"""The correspondence loss (*ours*). It teaches the reference attention where the reference shows the same thing.
 
 The denoising loss alone hardly teaches this to a small model: colours reach it sooner through the image tokens
 (docs/results.md). The matching places are there without labels: the miner stores SIFT matches of every video pair, and
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mimicbrush.types import KeysValues
 
-#: Layers with fewer tokens along a side are left out: their tokens are too large to name a place.
+#: Layers with fewer tokens along a side are not used: their tokens are too large for a place.
 MIN_SIDE = 8
 #: A match counts as found where the attention peaks nearer than this part of the canvas side.
 FOUND_RATIO = 0.1
@@ -51,14 +51,14 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     """Check that some layer reads a reference on a grid of `MIN_SIDE` or more tokens along a side.
 
     Args:
-        unet: the imitative U-Net; None where nothing reads a reference U-Net.
+        unet: the imitative U-Net; None if nothing reads a reference U-Net.
 
     Raises:
         InputError: none does.
     """
     if unet is None:
         raise InputError(
-            "train.correspondence_weight teaches the attention to a reference U-Net, and this model has none "
+            "train.correspondence_weight needs a reference U-Net, and this model has none "
             "(model.reference_encoder); set train.correspondence_weight=0"
         )
     side, paths = unet.config.sample_size, reference_paths(unet)
@@ -67,8 +67,8 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
     finest_side = side // 2 ** (levels - 1 - finest)
     if finest_side < MIN_SIDE:
         raise InputError(
-            f"train.correspondence_weight needs a reading layer of {MIN_SIDE} x {MIN_SIDE} tokens or more, the finest "
-            f"here has {finest_side} x {finest_side}; enlarge model.size_px, or set train.correspondence_weight=0"
+            f"train.correspondence_weight needs a reading layer of at least {MIN_SIDE} x {MIN_SIDE} tokens, and the "
+            f"finest has {finest_side} x {finest_side}; increase model.size_px, or set train.correspondence_weight=0"
         )
 
 
@@ -103,7 +103,7 @@ def correspondence_loss(
     layers = [layer for layer in attended.values() if math.isqrt(layer[0].shape[1]) >= MIN_SIDE]
     if not layers:
         raise InputError(
-            f"train.correspondence_weight needs a reading layer of {MIN_SIDE} x {MIN_SIDE} tokens or more; enlarge "
+            f"train.correspondence_weight needs a reading layer of at least {MIN_SIDE} x {MIN_SIDE} tokens; increase "
             "model.size_px, or leave the weight at 0"
         )
     is_used = matches.is_match & keep_reference[:, None]  # (B, K)

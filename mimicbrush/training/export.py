@@ -33,7 +33,7 @@ class PipelineExporter:
         model: the trained networks, before they are sharded; only their classes and configs are kept.
         components: all networks; the frozen ones are saved as they are.
         model_options, train_options: of the run.
-        training_data: saved beside each pipeline, for whoever evaluates it.
+        training_data: saved with each pipeline, for evaluations.
     """
 
     def __init__(
@@ -90,9 +90,13 @@ class PipelineExporter:
             modules = {name: module if module.dtype == dtype else module.to(dtype) for name, module in modules.items()}
         model, train = self.model_options, self.train_options
         if train.distill == "lcm":
-            scheduler = few_step_scheduler(train.prediction_type, train.distill_ddim_steps)
+            scheduler = few_step_scheduler(
+                train.prediction_type, train.distill_ddim_steps, train.rescale_betas_zero_snr
+            )
         else:
-            scheduler = noise_scheduler(train.prediction_type, train.default_timestep_spacing)
+            scheduler = noise_scheduler(
+                train.prediction_type, train.default_timestep_spacing, train.rescale_betas_zero_snr
+            )
         return MimicBrushPipeline(
             **{**vars(self.components), **frozen, **modules},
             scheduler=scheduler,
@@ -123,8 +127,9 @@ class PipelineExporter:
                 for network in pipeline.components.values():
                     if isinstance(network, nn.Module):
                         network.half()
-            pipeline.save_pretrained(aside)
+            aside.mkdir(parents=True, exist_ok=True)
             write_training_data(aside, self.training_data)
+            pipeline.save_pretrained(aside)  # its checksums cover what the weights were trained on
             apply_umask(aside)
 
         with take_all(weights) as rest:

@@ -1,4 +1,4 @@
-"""What stops a step or a run: gradients that are not finite, signals, the clock, errors, bad data. All processes agree.
+"""Reasons to skip a step or stop a run: gradients that are not finite, signals, time, errors, bad data.
 
 A process that went on alone, or stopped alone, would wait for the others without end, or they for it.
 """
@@ -22,7 +22,7 @@ from mimicbrush.errors import DataError, MimicBrushError, is_out_of_memory
 from mimicbrush.io.text import describe_error, make_storable
 
 _T = TypeVar("_T")
-#: How it stands with the next item of a process, see `StopRequests.agree`.
+#: State of the next item of a process, see `StopRequests.agree`.
 _READY, _WAITING, _FAILED = range(3)
 
 #: This many skipped steps in a row end a run.
@@ -38,7 +38,7 @@ _LONGEST_WAIT = timedelta(hours=2)
 
 
 class AsyncScalars:
-    """A few numbers on their way from the device: reading them waits for what computed them, and no longer.
+    """Numbers that are being copied from the device. Reading them waits only for the work that computes them.
 
     Args:
         values: (n,) on any device.
@@ -82,8 +82,8 @@ class SkippedSteps:
         self.total += was_skipped
         if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise MimicBrushError(
-                f"the loss or its gradients were no numbers in {self.in_a_row} steps in a row, up to step {step}. None "
-                f"of these changed the weights, and what checkpoints there are in {folder} are good. Start anew in "
+                f"the loss or its gradients were not finite in {self.in_a_row} consecutive steps, up to step {step}. "
+                f"These steps did not change the weights, and the checkpoints in {folder} are good. Start again in "
                 "another run_dir with a lower train.learning_rate or a longer train.lr_warmup_steps, or with "
                 "train.mixed_precision=bf16 instead of fp16."
             )
@@ -113,7 +113,7 @@ class StopRequests:
 
     @contextmanager
     def catch_signals(self) -> Iterator[None]:
-        """Catch signals while inside; a second Ctrl-C ends the process at once, as always."""
+        """Catch signals inside the block; a second Ctrl-C ends the process at once, as usual."""
         before = {number: signal.signal(number, self._catch) for number in EXIT_STATUS}
         try:
             yield
@@ -127,7 +127,7 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agree(self, level: int = 0) -> int:
-        """Learn what all processes heard, and return the largest of their levels. All of them must call it.
+        """Exchange the requests of all processes, and return the highest level. All of them must call it.
 
         Args:
             level: what this process has to tell besides; its meaning is the caller's.
@@ -174,7 +174,7 @@ def share_error(error: Exception | None) -> Exception | None:
 
 
 def run_together(work: Callable[[], _T]) -> _T:
-    """Do something on every process, and raise an error on all of them where one has one.
+    """Run something on every process; if one of them fails, raise an error on all of them.
 
     All processes must call it. What they exchange in `work` must not depend on whether it goes well.
     """
@@ -189,12 +189,12 @@ def run_together(work: Callable[[], _T]) -> _T:
 
 
 def explain_error(error: Exception, device: torch.device) -> Exception:
-    """Return an error in a step; where it is about memory, as one that says what to do."""
+    """Return the error of a step; if it is about memory, with what to do."""
     if not is_out_of_memory(error):
         return error
     return MimicBrushError(
-        f"the memory of {device} is full ({make_storable(str(error), 300)}). Take fewer samples in one pass "
-        "(train.batch_size; a step still takes train.total_batch_size), train.selective_checkpointing=true, or "
+        f"out of memory on {device} ({make_storable(str(error), 300)}). Set a smaller train.batch_size (a step still "
+        "has train.total_batch_size samples), train.selective_checkpointing=true, or "
         "train.activation_checkpointing=true; docs/speed.md says what fits"
     )
 
@@ -224,7 +224,7 @@ class BadSamples:
                 file.writelines(f"{fault}\n" for fault in faults)
 
     def count(self, faults: Sequence[str], num_samples: int) -> None:
-        """Count a stretch of samples and the faults among them, the same on all processes.
+        """Count samples and the faults among them; the counts are the same on all processes.
 
         Raises:
             DataError: there were too many.
@@ -234,7 +234,7 @@ class BadSamples:
         for bad, among in ((len(faults), num_samples), (self.num_faults, self.num_samples)):
             if bad > max(ALWAYS_ALLOWED, self.max_ratio * among):
                 raise DataError(
-                    f"{bad} pairs could not be read among {among} samples, more than data.max_bad_ratio="
-                    f"{self.max_ratio} allows. All are named in {self.path}; the last:\n  {faults[-1]}\n"
-                    "Mend the data and go on with train.resume=latest, or allow more."
+                    f"{bad} pairs of {among} samples could not be read, more than data.max_bad_ratio={self.max_ratio} "
+                    f"allows. {self.path} lists all of them; the last:\n  {faults[-1]}\n"
+                    "Repair the data and continue with train.resume=latest, or increase data.max_bad_ratio."
                 )

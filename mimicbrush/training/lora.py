@@ -1,4 +1,4 @@
-"""Which networks are trained, and how: fully, not at all, or by low-rank adapters (LoRA) beside frozen weights."""
+"""How each network is trained: fully, not at all, or with low-rank adapters (LoRA) on frozen weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimicbrush.training.options import TrainOptions
 
 
 def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
-    """Freeze what is not trained, and give adapters to what is trained by them.
+    """Freeze the networks that are not trained, and add adapters to those that are trained with them.
 
     Adapters start as zero, so that nothing changes before the first step.
 
@@ -55,7 +55,7 @@ def add_adapters(network: nn.Module, options: TrainOptions) -> None:
         and any(f".{name}".endswith(f".{each}") for each in options.lora_target_modules)
     ]
     if not targets:
-        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} name no layer of the network")
+        raise InputError(f"train.lora_target_modules={list(options.lora_target_modules)} match no layer of the network")
     network.add_adapter(
         LoraConfig(
             r=options.lora_rank,
@@ -69,7 +69,7 @@ def add_adapters(network: nn.Module, options: TrainOptions) -> None:
 
 
 def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -> None:
-    """Add adapters to the weights that they stand beside; the networks have no adapters afterwards.
+    """Merge adapters into the weights; the networks have no adapters afterwards.
 
     Args:
         parts: networks, with adapters or without.

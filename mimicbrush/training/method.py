@@ -1,4 +1,4 @@
-"""The protocol by which the trainer sees a method, and the adapter of MimicBrush to it; the loss is in `objective`.
+"""The protocol between the trainer and a method, and the method of MimicBrush. Its loss is in `objective`.
 
 A second family (another backbone, another loss) is trained by a class that has what `TrainingMethod` lists. The loop,
 the checkpoints, the metrics and the guards then work as they are.
@@ -28,12 +28,12 @@ from mimicbrush.training.objective import (
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import EncodedViews, Matches
 
-#: What a method makes of a batch before the trained networks see it; the trainer only hands it on.
+#: A batch encoded by a method, before the trained networks use it. The trainer only passes it on.
 InputsT = TypeVar("InputsT")
 
 
 class TrainingMethod(Protocol[InputsT]):
-    """What the `Trainer` asks of a family of models.
+    """Everything that the `Trainer` needs from a family of models.
 
     A step calls `encode`, then `loss`, for each micro-batch. `encode` runs outside of autocast, `loss` inside.
     """
@@ -75,7 +75,7 @@ class TrainingMethod(Protocol[InputsT]):
         """
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
-        """Save something that can be used with these weights. Every process calls it, the main one writes.
+        """Save a usable model with these weights. Every process calls it, the main one writes.
 
         Args:
             weights: name in `model` -> tensor, all of them, one at a time.
@@ -89,7 +89,7 @@ class EncodedBatch(NamedTuple):
     Attributes:
         conditions: from the frozen encoders.
         noise_sample: timesteps, noise and drops.
-        matches: of the batch, for the correspondence loss; None where it is not trained with.
+        matches: of the batch, for the correspondence loss; None if it is not trained with.
     """
 
     conditions: Conditions
@@ -153,7 +153,7 @@ class MimicBrushMethod:
     def loss(
         self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
-        """Compute the denoising loss and, where it is asked for, the correspondence loss; see `denoising_loss`."""
+        """Compute the denoising loss and, if it is on, the correspondence loss; see `denoising_loss`."""
         return denoising_loss(
             model,
             self.noise_scheduler,

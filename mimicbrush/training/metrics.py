@@ -39,14 +39,14 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TrainingMetrics:
-    """Sums of the losses and times since the last log. Nothing here waits for the device before `read`.
+    """Sums of losses and times since the last log. Only `read` waits for the device.
 
     Args:
         device: where the losses are.
         passes: micro-batches per step and process.
         num_timesteps: of the noise schedule, for the names of the bands.
         flop_per_sample: FLOP of a training step over its samples; None where they were not counted.
-        peak_flop_per_s: of one device at this precision; None where that is not known.
+        peak_flop_per_s: of one device at this precision; None if that is not known.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class TrainingMetrics:
         self._since, self._num_steps = time.monotonic(), 0
 
     def add(self, loss: TrainingLoss) -> None:
-        """Add a micro-batch to the step under way."""
+        """Add a micro-batch to the current step."""
         total = loss.total.detach()[None] / self.passes
         self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
 
     def end_step(self, is_good: torch.Tensor) -> None:
-        """Close a step after its micro-batches; the losses of a skipped step are left out.
+        """Close a step after its micro-batches; losses of a skipped step are not counted.
 
         Args:
             is_good: () bool on the device.
@@ -89,11 +89,11 @@ class TrainingMetrics:
         self._waited_s += time.monotonic() - start
 
     def leave_out(self, seconds: float) -> None:
-        """Leave out a time that was not spent on training."""
+        """Exclude a time that was not spent on training."""
         self._since += seconds
 
     def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
-        """Return name -> figure since the last call, the same on all processes but for times; then start over.
+        """Return name -> figure since the last call, and start again. Only the times differ between processes.
 
         A figure without samples is None: an empty band of timesteps, or all losses where every step was skipped.
 
@@ -136,7 +136,7 @@ class TrainingMetrics:
 
 
 def compute_gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Compute the norms of the gradients, () on the device: of all, and of each trained network."""
+    """Compute the norms of all gradients, and of those of each trained network; () each, on the device."""
     norms: dict[str, torch.Tensor] = {}
     for part, _ in model.named_children():
         gradients = [p.grad for name, p in parameters.items() if name.startswith(f"{part}.") and p.grad is not None]
@@ -147,12 +147,12 @@ def compute_gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Paramet
 
 
 def finite_or_none(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Replace by None what JSON cannot hold."""
+    """Replace values that JSON cannot store with None."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def finite_only(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Keep what a tracker can show."""
+    """Keep the values that a tracker can show."""
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
@@ -189,7 +189,9 @@ def start_tracker(
     if name == "wandb":
         if "WANDB_MODE" not in os.environ and not _has_key():
             wandb["mode"] = "offline"
-            accelerator.print("note: wandb has no key (wandb login), so it logs offline; `wandb sync` uploads it later")
+            accelerator.print(
+                "note: wandb has no API key (`wandb login`), so it logs offline; `wandb sync` uploads the logs later"
+            )
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
     # trackio knows a run by its name. The newest run of this name goes on, if the checkpoint was logged there.
@@ -208,7 +210,7 @@ def start_tracker(
 
 
 def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None:
-    """Let the trackers do something. One that fails is left out from then on: it must not end a run.
+    """Call all trackers. One that fails is not used again: it must not end a run.
 
     Args:
         accelerator: with its trackers.
@@ -224,7 +226,7 @@ def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None
 
 def _warn_of_tracker(name: str, error: Exception) -> None:
     tqdm.write(
-        f"warning: the tracker {name} failed ({describe_error(error)}). The run goes on "
+        f"warning: the tracker {name} failed ({describe_error(error)}). The run continues "
         "without it; metrics.jsonl has all figures"
     )
 
@@ -266,7 +268,7 @@ def log_image_table(
 
 
 def read_tracker_ids(accelerator: Accelerator) -> dict[str, str]:
-    """Return what a checkpoint must keep for the tracker to go on with the same run; on the main process."""
+    """Return what a checkpoint must store so that the tracker continues the same run; on the main process."""
     return {
         tracker.name: str(tracker.tracker.id)
         for tracker in accelerator.trackers
@@ -282,14 +284,14 @@ def _has_key() -> bool:
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """Functions that the loop calls now and then: the evaluation. Every process calls them.
+    """Functions that the loop calls at intervals: the evaluation. Every process calls them.
 
     Attributes:
-        evaluate: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None where it was
-            stopped; None where nothing is evaluated. The weights are all of the model, the trained ones averaged;
+        evaluate: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None if it was
+            stopped; None if nothing is evaluated. The weights are all of the model, the trained ones averaged;
             every process must take all of them. `must_stop(has_failed)` tells all processes whether one failed, and
             says whether all must stop, for that or for a signal.
-        evaluate_every: steps between two evaluations; 0 where there are none.
+        evaluate_every: steps between two evaluations; 0 if there are none.
         best_figure: the figure whose largest value marks the best weights: what the true reference is worth over
             none. The reference gain would also grow where a wrong reference only does more harm.
         best_value: its largest value so far.
@@ -307,7 +309,7 @@ class TrainingHooks:
 
 
 class Evaluations:
-    """The evaluations of a run, and what they found.
+    """The evaluations of a run, and their results.
 
     Args:
         hooks: what evaluates, and when.
@@ -337,7 +339,7 @@ class Evaluations:
         self.num_failed, self._best_value = 0, hooks.best_value
 
     def run(self, stop: StopRequests) -> None:
-        """Measure the averaged weights on held-out pairs, and export them where they are the best so far.
+        """Evaluate the averaged weights on held-out pairs, and export them if they are the best so far.
 
         An error does not end the training. It is printed, counted, and printed again at the end of the run.
 
@@ -360,8 +362,8 @@ class Evaluations:
             if not isinstance(error, MimicBrushError):
                 traceback.print_exc()
             tqdm.write(
-                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); the training goes "
-                "on without its figures"
+                f"warning: the evaluation after step {state.step} failed ({describe_error(error)}); training "
+                "continues without its figures"
             )
         self.metrics.leave_out(time.monotonic() - start)
         if figures is None:
@@ -380,8 +382,8 @@ class Evaluations:
 
 
 def write_or_warn(step: int, write: Callable[[], object]) -> None:
-    """Write what is only to be looked at: a full disk must not end the run for that."""
+    """Write files that the run does not need: a full disk must not end the run because of them."""
     try:
         write()
     except (OSError, SafetensorError) as error:
-        tqdm.write(f"after step {step} something could not be written ({error}); the run goes on")
+        tqdm.write(f"warning: after step {step}, a file could not be written ({error}); the run continues")

@@ -1,4 +1,4 @@
-"""Everything random that happens to a sample after loading, made from its own key.
+"""All random numbers of a sample after loading, made from its own key.
 
 Noise, timesteps and drops therefore do not depend on ranks, workers, batch size or restarts.
 """

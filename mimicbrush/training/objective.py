@@ -151,7 +151,7 @@ class FrozenEncoders:
 
 
 class StoredEncoders:
-    """In place of `FrozenEncoders` where a batch is encoded already: adds the noise of the latents, and the drops.
+    """Replaces `FrozenEncoders` if a batch is already encoded: adds the noise of the latents, and the drops.
 
     Args:
         no_image_tokens, no_depth_map: (1, N, C) and (1, 1, any, any), the constants of "no reference" and "no depth",
@@ -205,7 +205,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         sample: (B, 4, h, w), the noise or v.
-        correspondence: the correspondence loss of its reference attention; None where there are no matches.
+        correspondence: the correspondence loss of its reference attention; None if there are no matches.
     """
 
     sample: torch.Tensor
@@ -217,7 +217,7 @@ class MimicBrushModel(nn.Module):
 
     Args:
         unet: the imitative U-Net, of 13 input channels; a `SharedUNet` reads the reference itself.
-        reference_unet: the reference U-Net; None where there is none, and with any other U-Net the reference gives
+        reference_unet: the reference U-Net; None if there is none, and with any other U-Net the reference gives
             image tokens alone.
         image_projector, depth_projector: from image tokens to the context, from a depth map to latents.
         size_px: side of the canvas.
@@ -332,7 +332,7 @@ class TrainingLoss:
         parts: (4,) summed squared error inside the mask, cells inside, the same outside, cells outside.
         bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
         correspondence: (4,) summed correspondence loss of the samples that have matches, their number; matches that
-            the attention found, their number. All 0 where it is not trained with.
+            the attention found, their number. All 0 if it is not trained with.
     """
 
     total: torch.Tensor

@@ -1,4 +1,4 @@
-"""Options of a training run. No heavy import here: the command line reads this before anything else."""
+"""Options of a training run. This module imports nothing heavy: the command line reads it first."""
 
 from __future__ import annotations
 
@@ -7,109 +7,114 @@ from dataclasses import dataclass
 from mimicbrush.errors import InputError
 from mimicbrush.ranges import BATCH_RANGE, GUIDANCE_RANGE, STEPS_RANGE, check_options, number, numbers, word
 
-#: The networks of MimicBrush that can be trained, options of `TrainOptions`.
+#: The networks of MimicBrush that can be trained; each is an option of `TrainOptions`.
 TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
 
 #: Options that only MimicBrush has, and those that only FLUX.2 klein has; the others are for both families.
 MIMICBRUSH_ONLY = (
-    *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "min_snr_gamma", "distill", "selective_checkpointing",
-    "low_precision_norms", "fused_norms", "compile", "compile_parts", "default_num_inference_steps",
-    "default_guidance_scale", "default_timestep_spacing",
+    *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "rescale_betas_zero_snr", "min_snr_gamma", "distill",
+    "selective_checkpointing", "low_precision_norms", "fused_norms", "compile", "compile_parts",
+    "default_num_inference_steps", "default_guidance_scale", "default_timestep_spacing",
 )  # fmt: skip
 KLEIN_ONLY = (
     "transformer", "hole_weight", "timestep_sampling", "timestep_logit_mean", "timestep_logit_std",
     "correspondence_layers",
 )  # fmt: skip
 
-#: Of diffusers' `get_scheduler`, those that need no further options.
+#: Names for diffusers' `get_scheduler` that need no further options.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
 @dataclass
 class TrainOptions:
-    """Options of a training run. Defaults are the paper's (Sec. 4.1); those marked *ours* are published nowhere.
+    """Options of a training run. Defaults are those of the paper (Sec. 4.1). Defaults marked *ours* are not published.
 
     Attributes:
-        device: what computes: "cuda", "cpu", or "auto" (a GPU if there is one).
+        device: device to train on: "cuda", "cpu", or "auto" (a GPU if there is one).
         cpu_threads: threads of PyTorch on a CPU; 0: PyTorch chooses.
-        mixed_precision: type of the numbers in the passes: "no" (float32), "fp16" or "bf16" (*ours*).
-        batch_size: the most samples that a process takes in one pass.
-        total_batch_size: samples per step, over all processes and micro-batches.
+        mixed_precision: data type of the forward and backward passes: "no" (float32), "fp16" or "bf16" (*ours*).
+        batch_size: largest number of samples of a process in one pass.
+        total_batch_size: samples per optimizer step, over all processes and passes.
         max_steps: optimizer steps of the whole run (*ours*).
-        max_minutes: stop and save after this time; None: no limit. 0: make no step.
+        max_minutes: stop and save after this time; None: no limit; 0: train no step.
         learning_rate: learning rate of Adam, after the warm-up.
         lr_scheduler: how the learning rate changes after the warm-up, as in diffusers' `get_scheduler` (*ours*).
-        lr_warmup_steps: steps in which the learning rate rises from 0; "constant" has none (*ours*).
-        adam_betas: how much of the two moments of Adam stays from step to step (*ours*).
+        lr_warmup_steps: steps in which the learning rate rises from 0 (*ours*). "constant" has no warm-up.
+        adam_betas: decay rates of the two moments of Adam (*ours*).
         adam_weight_decay: weight decay of Adam (*ours*).
-        max_grad_norm: the largest norm of all gradients together; larger ones are scaled down to it (*ours*). 0: no
+        max_grad_norm: largest norm of all gradients together; larger gradients are scaled down (*ours*). 0: no
             clipping.
-        ema_decay: how much of the averaged weights stays from step to step; these are exported (*ours*). 0 exports the
-            raw weights.
+        ema_decay: decay rate of the average of the weights (EMA), which is exported (*ours*). 0: no average; the
+            weights of the last step are exported.
         reference_drop: "random" drops references with `reference_drop_ratio` (paper); "first_quarter" drops those of
-            the first quarter of every pass (released code), so it depends on how the batch is split.
+            the first quarter of every pass (released code), so the result depends on how the batch is split.
         reference_drop_ratio: probability that a sample is trained without its reference.
         depth_drop_ratio: probability that a sample is trained without its depth map.
         prediction_type: what the U-Net predicts: the noise ("epsilon", paper), or "v_prediction".
-        min_snr_gamma: weighs the loss of a sample by min(SNR, this) / SNR, over the noise (arXiv 2303.09556; 5 there);
-            None: all samples count alike (paper).
+        rescale_betas_zero_snr: make the last timestep pure noise, which is where sampling starts (arXiv 2305.08891;
+            named as in diffusers). Otherwise it still shows a trace of the image, which sampling does not have. It
+            needs "v_prediction".
+        min_snr_gamma: multiplies the loss of a sample by min(SNR, this) / SNR (arXiv 2303.09556, which uses 5);
+            None: all samples have the same weight (paper).
         correspondence_weight: weight of the correspondence loss (*ours*, see `training.correspondence_loss`). It
-            teaches the attention to look where the reference shows the same thing. 0: no such loss (paper).
-        correspondence_final: `correspondence_weight` changes in a straight line to this value over `max_steps`; None:
-            it stays as it is.
+            teaches the attention where the reference shows the same thing. 0: no such loss (paper).
+        correspondence_final: `correspondence_weight` changes linearly to this value over `max_steps`; None: it does
+            not change.
         correspondence_heads: share of the attention heads of each layer that the correspondence loss teaches.
         correspondence_layers: layers of FLUX.2 klein that the correspondence loss teaches: module paths, which may have
-            wildcards, such as ``single_transformer_blocks.1?.attn``. An empty list: all. Of the U-Nets, every layer
-            that reads the reference is taught.
+            wildcards, such as ``single_transformer_blocks.1?.attn``. An empty list: all. In the U-Nets, the loss
+            teaches every layer that reads the reference.
         unrelated_reference_ratio: probability that a sample gets the references of another file (*ours*), so that the
-            model learns to ignore what does not match; 0 (paper): never.
-        hole_weight: weight of a token in the hole, in the loss of FLUX.2 klein; one outside has 1.
-        timestep_sampling: how FLUX.2 klein chooses timesteps: "uniform" takes all alike, "logit_normal" favours the
-            middle (arXiv 2403.03206).
-        timestep_logit_mean: mean of "logit_normal". Above 0 it favours images with less noise, below 0 with more.
-        timestep_logit_std: standard deviation of "logit_normal". A smaller one keeps the timesteps closer together.
-        noise_on: "cpu" samples noise with PyTorch's generator; "device" samples that of a whole batch in one call where
-            the model is: other numbers, and faster for small models with large batches.
+            model learns to ignore references that do not match; 0 (paper): never.
+        hole_weight: weight of a token in the hole, in the loss of FLUX.2 klein; tokens outside have weight 1.
+        timestep_sampling: how FLUX.2 klein samples timesteps: "uniform", or "logit_normal", which favours the middle
+            (arXiv 2403.03206).
+        timestep_logit_mean: mean of "logit_normal". Above 0, it favours images with less noise; below 0, with more.
+        timestep_logit_std: standard deviation of "logit_normal". With a smaller value, timesteps are closer together.
+        noise_on: where noise is sampled: "cpu" uses the generator of PyTorch; "device" samples the noise of a whole
+            batch in one call on the device of the model. This gives other numbers, and is faster for small models with
+            large batches.
         distill: "lcm" teaches the imitative U-Net of a pipeline to edit in few steps, without guidance (*ours*, see
-            `training.methods.consistency_distillation`); "none" trains by the denoising loss.
-        distill_guidance: lowest and highest guidance scale of the teacher; each sample gets one of its own.
-        distill_ddim_steps: steps of the teacher's sampler; the student cannot take more.
-        distill_huber_c: differences below this count as squares in the loss of distillation, larger ones by their size.
-        unet: how the imitative U-Net is trained: all weights ("trained", paper), none ("frozen"), or adapters beside
-            frozen weights ("lora").
-        reference_unet: the same for the reference U-Net; without one, this has no effect.
-        image_projector: how the image projector is trained: all weights ("trained", paper) or none ("frozen").
+            `training.methods.consistency_distillation`); "none" trains with the denoising loss.
+        distill_guidance: lowest and highest guidance scale of the teacher; each sample gets a random one.
+        distill_ddim_steps: sampler steps of the teacher. The student cannot use more steps.
+        distill_huber_c: threshold of the Huber loss of the distillation: quadratic below, linear above.
+        unet: how the imitative U-Net is trained: all weights ("trained", paper), no weights ("frozen"), or adapters
+            on frozen weights ("lora").
+        reference_unet: the same for the reference U-Net, if the model has one.
+        image_projector: how the image projector is trained: all weights ("trained", paper) or no weights ("frozen").
         depth_projector: the same for the depth projector.
-        transformer: how the transformer of FLUX.2 klein is trained: adapters beside frozen weights ("lora"), or all
+        transformer: how the transformer of FLUX.2 klein is trained: adapters on frozen weights ("lora"), or all
             weights ("trained").
-        lora_rank: rank of the adapters. A higher one can learn more, and takes more memory.
-        lora_alpha: what the adapters add is scaled by alpha / rank; None: alpha is the rank.
-        lora_dropout: probability that an input of the adapters is dropped in a step.
+        lora_rank: rank of the adapters. A higher rank can learn more, and needs more memory.
+        lora_alpha: the output of the adapters is scaled by alpha / rank; None: alpha is equal to the rank.
+        lora_dropout: dropout probability of the inputs of the adapters.
         lora_target_modules: names of the layers that get adapters, as in peft.
-        log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints.
-        keep_checkpoints: number of newest checkpoints that stay, at least 2.
-        save_in_background: write checkpoints while the training goes on; it takes a copy of them in memory.
-        resume: "never", "latest" (the newest that verifies; starts afresh where there is none), or a checkpoint
-            folder.
-        tracker: "none", "wandb", "tensorboard" or "trackio" (local, without an account), beside metrics.jsonl.
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them: where a batch
-            would not fit otherwise. Most of the forward pass is computed twice.
-        selective_checkpointing: compute only norms and activation functions again. A sample then takes about half
-            of the memory. It excludes `activation_checkpointing` and `compile`.
-        low_precision_norms: keep the norms' activations in half precision; saves a quarter of the memory of
+        log_every: number of steps between two lines of metrics.jsonl.
+        checkpoint_every: number of steps between two checkpoints.
+        keep_checkpoints: number of newest checkpoints to keep, at least 2.
+        save_in_background: write checkpoints while training continues; this needs memory for a copy.
+        resume: checkpoint to continue from: "never", "latest" (the newest intact checkpoint; if there is none, the run
+            starts from the beginning), or a checkpoint folder.
+        tracker: tracker to use in addition to metrics.jsonl: "none", "wandb", "tensorboard" or "trackio" (local,
+            without an account).
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them, for batches
+            that do not fit otherwise. Most of the forward pass is computed twice.
+        selective_checkpointing: compute only norms and activation functions again. A sample then needs about half
+            of the memory. Cannot be combined with `activation_checkpointing` or `compile`.
+        low_precision_norms: keep the activations of norms in half precision. This saves a quarter of the memory of
             activations.
-        fused_norms: compute GroupNorm and SiLU in one pass, by kernels of ours, on a CUDA GPU in half precision; the
-            same up to rounding. It needs Triton. A warning says so if it has no effect.
+        fused_norms: compute GroupNorm and SiLU in one pass with our own kernels, on a CUDA GPU in half precision. The
+            result is the same up to rounding. It needs Triton; if it has no effect, there is a warning.
         compile: compile both U-Nets with `torch.compile`. This takes minutes at the start.
-        compile_parts: "unets" makes one graph of each U-Net; "blocks" makes one of each kind of block.
-        attention_backend: name of an attention backend of diffusers (`set_attention_backend`); None: PyTorch chooses,
-            flash attention on GPUs that have it. FLUX.2 klein hides dropped references by a mask, which "flash" and
-            "sage" refuse: it needs another one, or `reference_drop_ratio` 0.
-        default_num_inference_steps: sampler steps with which the exported pipeline edits by default.
-        default_guidance_scale: classifier-free guidance with which the exported pipeline edits by default.
+        compile_parts: parts to compile: "unets" makes one graph of each U-Net, "blocks" one of each kind of block.
+        attention_backend: attention backend of diffusers (`set_attention_backend`); None: PyTorch chooses (flash
+            attention on GPUs that support it). FLUX.2 klein hides dropped references with an attention mask, which
+            "flash" and "sage" do not support: use another backend, or set `reference_drop_ratio` to 0.
+        default_num_inference_steps: default number of sampler steps of the exported pipeline.
+        default_guidance_scale: default guidance scale of the exported pipeline (classifier-free guidance).
         default_timestep_spacing: spacing of the sampler's timesteps in the exported pipeline: "leading" (released), or
-            "trailing", which is better for few steps.
+            "trailing", which is better with few steps.
     """
 
     device: str = word("auto", ("auto", "cuda", "cpu"))
@@ -130,9 +135,10 @@ class TrainOptions:
     reference_drop_ratio: float = number(0.10, at_least=0, at_most=1)
     depth_drop_ratio: float = number(0.50, at_least=0, at_most=1)
     prediction_type: str = word("epsilon", ("epsilon", "v_prediction"))
-    min_snr_gamma: float | None = number(None, above=0, whole=False, null="all samples weigh alike")
+    rescale_betas_zero_snr: bool = False
+    min_snr_gamma: float | None = number(None, above=0, whole=False, null="all samples have the same weight")
     correspondence_weight: float = number(0.0, at_least=0)
-    correspondence_final: float | None = number(None, at_least=0, whole=False, null="the weight stays as it is")
+    correspondence_final: float | None = number(None, at_least=0, whole=False, null="the weight does not change")
     correspondence_heads: float = number(0.5, above=0, at_most=1)
     correspondence_layers: tuple[str, ...] = ()
     unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
@@ -151,7 +157,7 @@ class TrainOptions:
     depth_projector: str = word("trained", ("trained", "frozen"))
     transformer: str = word("lora", ("lora", "trained"))
     lora_rank: int = number(16, at_least=1, at_most=2**16)
-    lora_alpha: int | None = number(None, at_least=1, at_most=2**16, whole=True, null="that of lora_rank")
+    lora_alpha: int | None = number(None, at_least=1, at_most=2**16, whole=True, null="equal to lora_rank")
     lora_dropout: float = number(0.0, at_least=0, below=1)
     lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     log_every: int = number(50, at_least=1)
@@ -174,23 +180,32 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
-            raise InputError("train.correspondence_final needs train.correspondence_weight above 0")
+            raise InputError("train.correspondence_final needs a train.correspondence_weight above 0")
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise InputError(
+                "train.rescale_betas_zero_snr=true needs train.prediction_type=v_prediction: in pure noise, the noise "
+                "says nothing about the image"
+            )
+        if self.rescale_betas_zero_snr and self.min_snr_gamma is not None:
+            raise InputError(
+                "train.rescale_betas_zero_snr=true needs train.min_snr_gamma=null: it would give pure noise no weight"
+            )
         if self.distill != "none":
             self._check_distillation()
         for other in ("activation_checkpointing", "compile"):
             if self.selective_checkpointing and getattr(self, other):
                 raise InputError(
-                    f"train.selective_checkpointing=true and train.{other}=true exclude each other: both decide what "
-                    "is kept for the backward pass; set one of them to false"
+                    f"train.selective_checkpointing=true and train.{other}=true cannot be combined: both choose "
+                    "what is kept for the backward pass. Set one of them to false"
                 )
         if self.never_warms_up() and not self.lr_scheduler.startswith("constant"):
             raise InputError(
-                f"train.lr_warmup_steps={self.lr_warmup_steps} leaves nothing of train.max_steps={self.max_steps} for "
+                f"train.lr_warmup_steps={self.lr_warmup_steps} leaves no steps of train.max_steps={self.max_steps} for "
                 f"train.lr_scheduler={self.lr_scheduler}; it must be below train.max_steps"
             )
 
     def _check_distillation(self) -> None:
-        """Check what distillation leaves no choice in: the loss is its own, and so is the imitative U-Net alone."""
+        """Check the options that distillation needs: its own loss, and only the imitative U-Net is trained."""
         needed = {
             "reference_unet": "frozen",
             "image_projector": "frozen",
@@ -207,12 +222,12 @@ class TrainOptions:
         if self.default_guidance_scale > 1:
             changes.append("train.default_guidance_scale=1")  # it is learnt
         if self.default_num_inference_steps > self.distill_ddim_steps:
-            changes.append(f"train.default_num_inference_steps={self.distill_ddim_steps}, or fewer")
+            changes.append(f"train.default_num_inference_steps={self.distill_ddim_steps} or less")
         if changes:
             raise InputError(f"train.distill={self.distill} needs {', '.join(changes)} (see +experiment=distill)")
 
     def never_warms_up(self) -> bool:
-        """Tell whether the run ends before the learning rate has reached `learning_rate`."""
+        """Return whether the run ends before the learning rate has reached `learning_rate`."""
         return self.lr_scheduler != "constant" and self.lr_warmup_steps >= self.max_steps
 
     def correspondence_weight_at(self, step: int) -> float:
@@ -231,8 +246,8 @@ class TrainOptions:
         share, rest = divmod(self.total_batch_size, world_size)
         if rest or not share:
             raise InputError(
-                f"train.total_batch_size={self.total_batch_size} cannot be shared evenly by {world_size} processes; "
-                f"use for instance train.total_batch_size={world_size * max(1, share)}"
+                f"train.total_batch_size={self.total_batch_size} cannot be divided evenly among {world_size} "
+                f"processes; use for example train.total_batch_size={world_size * max(1, share)}"
             )
         per_pass = max(size for size in range(1, min(self.batch_size, share) + 1) if share % size == 0)
         return per_pass, share // per_pass

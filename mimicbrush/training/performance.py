@@ -1,4 +1,4 @@
-"""Options that make a step faster or smaller without changing what is learnt, and FLOP of a step."""
+"""Options that make a step faster or smaller without changing what is learnt, and the FLOP of a step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
 def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a U-Net that writes or reads references, as one graph.
 
-    All that stands beside each other can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
+    Neighbouring operations can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
     again; `compile_blocks` does not.
 
     Args:
@@ -158,7 +158,7 @@ PEAK_FLOP_PER_S = {
 
 
 def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | None:
-    """Look up what the device could do at best in half precision; None where that is not known or not used."""
+    """Look up the peak FLOP/s of the device in half precision; None if it is not known or not used."""
     if device.type != "cuda" or mixed_precision == "no":
         return None
     name = torch.cuda.get_device_name(device)

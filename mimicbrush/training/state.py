@@ -1,4 +1,4 @@
-"""The state of a run: `TrainingState.snapshot` makes a checkpoint of it, `restore` goes back to one.
+"""The state of a run: `TrainingState.snapshot` makes a checkpoint from it, `restore` returns to one.
 
 Weights, average and optimizer share the names of the trained parameters. A checkpoint holds full tensors, however they
 are sharded in memory: a run may go on with another number of processes.
@@ -29,13 +29,13 @@ WEIGHTS, AVERAGE, OPTIMIZER, RANDOM = "weights", "ema", "optimizer", "random"
 
 @dataclass
 class TrainingState:
-    """A run between two steps: everything in it that changes.
+    """Everything in a run that changes, between two steps.
 
     Attributes:
         parameters: name -> trained parameter, as the optimizer holds it.
         optimizer: over these.
         schedule: of its learning rate.
-        average: of the parameters (EMA); None where none is kept.
+        average: of the parameters (EMA); None if none is kept.
         step: steps done, skipped ones included: the position in the data.
         skipped: steps that changed nothing.
         tracker: what a tracker needs to go on with the same run.
@@ -59,13 +59,13 @@ class TrainingState:
             yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none where none are kept."""
+        """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none if none are kept."""
         if self.average is None:
             return {}
         return dict(zip(self.parameters, self.average.shadow_params, strict=True))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Copy everything, as tensors on the CPU and as JSON; the training may go on at once.
+        """Copy everything, as tensors on the CPU and as JSON; training can continue at once.
 
         All processes must call it. It returns everything on the main process, and random states alone elsewhere.
 
@@ -84,7 +84,7 @@ class TrainingState:
                 keeps = _keep(groups[AVERAGE], name, shadow, keeps)
         gathered = gather_object([(_copy_random_state(accelerator.device), keeps)])
         if not gathered[0][1]:
-            raise CheckpointError("the state could not be copied into the memory of the host, which may be full")
+            raise CheckpointError("cannot copy the training state to host memory, which may be full")
         groups[RANDOM] = {
             f"{kind}.{rank}": value for rank, (states, _) in enumerate(gathered) for kind, value in states.items()
         }
@@ -99,7 +99,7 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Path, accelerator: Accelerator) -> None:
-        """Go back to where a checkpoint was made.
+        """Restore the state of a checkpoint.
 
         Args:
             checkpoint: its folder, verified.
@@ -134,7 +134,7 @@ class TrainingState:
             for key in sorted(file.keys()):
                 kind, name = key.split(".", 1)
                 if name not in self.parameters:
-                    raise CheckpointError(f"{checkpoint}: the optimizer there knows {name}, which is not trained here")
+                    raise CheckpointError(f"{checkpoint}: its optimizer has {name}, which this run does not train")
                 parameter, value = self.parameters[name], file.get_tensor(key)
                 # Adam's count of steps is a scalar. Moments must lie in memory as the parameter does (channels last):
                 # the fused kernel goes through both alike.
@@ -198,7 +198,9 @@ def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> 
     """
     group = AVERAGE if average else WEIGHTS
     if not (checkpoint / f"{group}.safetensors").is_file():
-        raise CheckpointError(f"{checkpoint} has no averaged weights (train.ema_decay=0); take the others (--raw)")
+        raise CheckpointError(
+            f"{checkpoint} has no averaged weights (train.ema_decay=0); export the weights of the last step with --raw"
+        )
     yield from _read(checkpoint, group, {name: p for name, p in model.named_parameters() if p.requires_grad})
     yield from ((name, p.detach()) for name, p in model.named_parameters() if not p.requires_grad)
 
@@ -236,13 +238,14 @@ def _read(checkpoint: Path, group: str, expected: Mapping[str, torch.Tensor]) ->
         if stored != expected.keys():
             differing = sorted(stored ^ expected.keys())
             raise CheckpointError(
-                f"{path} and this run train other parameters, {len(differing)} of them: {', '.join(differing[:3])}"
+                f"{path} and this run do not train the same parameters; {len(differing)} differ: "
+                f"{', '.join(differing[:3])}"
             )
         for name in expected:
             value = file.get_tensor(name)
             if value.shape != expected[name].shape:
                 raise CheckpointError(
-                    f"{path}: {name} is {tuple(value.shape)} there, {tuple(expected[name].shape)} here"
+                    f"{path}: {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
                 )
             yield name, value
 

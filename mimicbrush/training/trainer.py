@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.train` tells it from a batch to a checkpoint, the methods below it are its steps."""
+"""The training loop. Read `Trainer.train` first: the methods below it are its steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from mimicbrush.training.metrics import (
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.state import PendingStep, TrainingState, gather_full_tensor
 
-#: (first step, last step) -> the micro-batches of these steps, for this rank; None wherever the next takes its time.
+#: (first step, last step) -> the micro-batches of these steps, for this rank; None while the next one is not ready.
 Loader = Callable[[int, int], Iterable[LoadedBatch | None]]
 
 
@@ -135,11 +135,11 @@ class Trainer:
         self.evaluations = Evaluations(hooks, method, self.state, accelerator, metrics, run_dir)
         self.logged_step, self.saved_step = 0, -1
         self.num_trackers = len(accelerator.trackers)
-        #: What ends the run before its time. All processes have it, and save first.
+        #: The error that ends the run early. All processes have it, and save first.
         self.failure: Exception | None = None
 
     def train(self) -> TrainingResult:
-        """Train until `max_steps`, `max_minutes` or a signal; leave a checkpoint and, unless a signal came, a pipeline.
+        """Train until `max_steps`, `max_minutes` or a signal; write a checkpoint and, unless a signal came, a pipeline.
 
         An error that leaves the state whole, such as a worker that was killed, is raised after a checkpoint.
 
@@ -211,7 +211,7 @@ class Trainer:
             state.restore(self.resume_from, accelerator)
             accelerator.step = state.step * accelerator.gradient_accumulation_steps  # accelerate counts micro-batches
             accelerator.print(
-                f"resumed from {self.resume_from}, which verifies (step {state.step} of {self.options.max_steps})"
+                f"resumed from {self.resume_from}, which was verified (step {state.step} of {self.options.max_steps})"
             )
             self.saved_step = state.step
         self.logged_step = state.step
@@ -220,13 +220,13 @@ class Trainer:
             self.step_log = StepLog(self.run_dir / "metrics.jsonl", state.step)
 
     def _compute_gradients(self, batches: Iterator[LoadedBatch | None]) -> bool:
-        """Forward and backward, in as many passes as the batch needs; False where the run is to stop instead."""
+        """Forward and backward, in as many passes as the batch needs; False if the run is to stop instead."""
         accelerator, model = self.accelerator, self.model
         model.train()
         for _ in range(accelerator.gradient_accumulation_steps):
             batch = self._next_batch(batches)
             if batch is None:
-                return False  # what was computed since the last step belongs to one that is not made
+                return False  # the gradients since the last step belong to a step that is not made
             self.faults += batch.faults
             with accelerator.accumulate(model):
                 inputs = self.method.encode(batch, accelerator.device)
@@ -237,7 +237,7 @@ class Trainer:
         return True
 
     def _next_batch(self, batches: Iterator[LoadedBatch | None]) -> LoadedBatch | None:
-        """Wait for the next batch; None where all processes agree to stop: by a signal, the time or an error."""
+        """Wait for the next batch; None if all processes agree to stop: by a signal, the time or an error."""
         with self.metrics.measure_waiting():
             batch, self.failure = await_next(batches, self.stop)
         return None if self.failure is not None or self.stop.is_agreed else batch
@@ -260,7 +260,7 @@ class Trainer:
         """
         failure = explain_error(error, self.accelerator.device)
         if self.accelerator.num_processes > 1 or not self.is_state_whole:
-            self.saver.wait()  # the checkpoint before may still be on its way
+            self.saver.wait()  # the previous checkpoint may still be being written
             if failure is error:
                 raise error
             raise failure from error
@@ -315,7 +315,7 @@ class Trainer:
         self.figures, self.logged_step = figures, step
 
     def _save(self, must_succeed: bool = False) -> None:
-        """Copy the state and begin to write it, in the background if that is wanted.
+        """Copy the state and begin to write it, in the background if wanted.
 
         Args:
             must_succeed: the run ends here: wait until it is written, and let a disk that refuses be an error.
@@ -341,7 +341,7 @@ class Trainer:
             self.saver.wait()
 
     def _end(self, progress: tqdm[Any]) -> None:
-        """Leave a checkpoint to go on from and, unless somebody waits for the machine, a pipeline to edit with.
+        """Write a checkpoint to continue from and, unless the run was told to stop soon, a pipeline to edit with.
 
         Raises:
             MimicBrushError: see `train`; whatever ended the run before its time.
@@ -359,12 +359,12 @@ class Trainer:
         if (faults := gather_object(self.faults)) and accelerator.is_main_process:
             write_or_warn(self.state.step, lambda: self.bad_samples.write(faults))
         if self.failure is not None:
-            saved = f"The state after step {self.state.step} is saved; train.resume=latest goes on."
+            saved = f"The state after step {self.state.step} is saved; to continue, run with train.resume=latest."
             if isinstance(self.failure, MimicBrushError):
                 raise type(self.failure)(f"{self.failure}\n{saved}") from self.failure
             self.failure.add_note(saved)
             raise self.failure
-        self.stop.agree()  # whoever waits for the machine does not wait for a pipeline
+        self.stop.agree()  # after a signal, there is no time for a pipeline
         if not self.stop.signal:
             run_together(self._export)
         accelerator.wait_for_everyone()
@@ -374,8 +374,8 @@ class Trainer:
             self.method.export(self.state.weights(self.method.model), self.run_dir / "pipeline")
         except (OSError, SafetensorError) as error:
             raise UnsavedError(
-                f"the pipeline could not be written ({error}). The last checkpoint is good: make room, and let "
-                f"train.resume=latest or mimicbrush export write {self.run_dir / 'pipeline'}"
+                f"the pipeline could not be written ({error}). The last checkpoint is good: free some space, then "
+                f"write {self.run_dir / 'pipeline'} with train.resume=latest or mimicbrush export"
             ) from error
 
 

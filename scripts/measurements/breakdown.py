@@ -197,7 +197,7 @@ def breakdown_gpu() -> Iterator[Counted]:
     import torch
 
     if not torch.cuda.is_available():
-        raise MimicBrushError("breakdown_gpu needs a CUDA GPU, and PyTorch sees none; scripts/gpu_check.sh has --toy")
+        raise MimicBrushError("breakdown_gpu needs a CUDA GPU, and PyTorch sees none; try scripts/gpu_check.sh --toy")
     edited = EditSetting(device="cuda", dtype="bfloat16", steps=BREAKDOWN_STEPS)
     yield from breakdown_rows(StepSetting(half=True, device="cuda", batch_size=32), edited)
 

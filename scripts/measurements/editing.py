@@ -174,7 +174,7 @@ def edit_gpu() -> Iterator[Counted]:
     import torch
 
     if not torch.cuda.is_available():
-        raise MimicBrushError("edit_gpu needs a CUDA GPU, and PyTorch sees none; `edit` runs on a CPU")
+        raise MimicBrushError("edit_gpu needs a CUDA GPU, and PyTorch sees none; use `edit` on a CPU")
     yield from edit_rows(EditSetting(device="cuda", dtype="bfloat16"))
 
 

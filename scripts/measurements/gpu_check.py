@@ -1,8 +1,8 @@
-"""Check the project on a GPU, piece by piece: are the numbers right, how fast is it, and where does the time go?
+"""Check the project on a GPU: are the numbers right, and where does the time go?
 
-A piece may fail, run out of time or crash without harm to the others. Each is a process of its own, so there is no
-torch here. It tells row by row what it has found, and that is in OUT/gpu_check.json at once. After a crash the rest of
-the piece goes on in a new process.
+A piece may fail, run out of time or crash without affecting the others. Each piece is a process of its own, so this
+module does not import torch. Each row of results is written to OUT/gpu_check.json at once. After a crash, the rest of
+the piece continues in a new process.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_piece(text: str, limit_s: int | None) -> Asked:
     """
     name, _, listed = text.partition(":")
     if name not in LIMITS_S:
-        raise InputError(f"there is no piece {name!r}; there are {', '.join(LIMITS_S)}")
+        raise InputError(f"there is no piece {name!r}; expected one of {', '.join(LIMITS_S)}")
     variants = tuple(filter(None, listed.split(",")))
     check_variants(VARIANTS[name], variants)
     return Asked(name, variants, limit_s or LIMITS_S[name])
@@ -244,7 +244,7 @@ def summarise(train_rows: Iterable[Mapping[str, Any]], edit_rows: Iterable[Mappi
 
 def write_table(found: Mapping[str, Any]) -> str:
     """Write the results as a short table for a terminal."""
-    size = "toy size, which tells nothing about full size" if found.get("toy") else "full size"
+    size = "toy size (no information about full size)" if found.get("toy") else "full size"
     lines = [f"{found.get('machine', {}).get('name', 'no machine')}, commit {found['commit']}, {size}"]
     for name, piece in found["pieces"].items():
         lines.append(f"{name}: {piece['status']}, {piece.get('seconds', 0):.0f} s")
@@ -292,10 +292,10 @@ def describe_wheels() -> str:
 
     platforms = " ".join(f"--platform {tag}" for tag in ("manylinux_2_28_x86_64", "manylinux2014_x86_64"))
     return (
-        "# On a machine with a network. Name the Python of the GPU machine.\n"
+        "# Run this on a machine with a network, with the Python version of the GPU machine.\n"
         f"python -m pip download --no-deps --only-binary=:all: --python-version 3.12 {platforms} --dest WHEELS \\\n"
         f"  {names(ALWAYS_CARRIED)}\n"
-        "# The same for each of these that the GPU machine lacks, with what it needs itself:\n"
+        "# The same for each of these packages that the GPU machine lacks, with its dependencies:\n"
         f"#   {names(OFTEN_THERE)}\n"
         "# Then, on the GPU machine: WHEELS=WHEELS bash scripts/gpu_check.sh OUT"
     )
@@ -311,8 +311,8 @@ def check_packages() -> None:
     absent = [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
     if absent:
         raise InputError(
-            f"these packages are absent: {', '.join(absent)}; `bash scripts/gpu_check.sh --wheels` says how to collect "
-            "them, and WHEELS=FOLDER before the command installs them for this run"
+            f"these packages are missing: {', '.join(absent)}. `bash scripts/gpu_check.sh --wheels` says how to "
+            "collect them; with WHEELS=FOLDER before the command, they are installed for this run"
         )
 
 
@@ -329,10 +329,12 @@ def main() -> None:
     parser.add_argument(
         "pieces", nargs="*", metavar="PIECE", help=f"{', '.join(LIMITS_S)} (default: all), or PIECE:VARIANT,VARIANT"
     )
-    parser.add_argument("--toy", action="store_true", help="toy size, on $DEVICE (default: a CPU)")
-    parser.add_argument("--limit", type=SECONDS.read, metavar="SECONDS", help="limit of each piece, instead of its own")
+    parser.add_argument("--toy", action="store_true", help="run at toy size on $DEVICE (default: CPU)")
     parser.add_argument(
-        "--wheels", action="store_true", help="say how to collect packages for a machine without a network"
+        "--limit", type=SECONDS.read, metavar="SECONDS", help="time limit of each piece, instead of its default"
+    )
+    parser.add_argument(
+        "--wheels", action="store_true", help="print how to collect the packages for a machine without a network"
     )
     arguments = parser.parse_args()
     if arguments.wheels:
@@ -342,7 +344,7 @@ def main() -> None:
         parser.error("OUT is needed")
     device = os.environ.get("DEVICE") or ("cpu" if arguments.toy else "cuda")
     if device not in DEVICES:
-        raise InputError(f"DEVICE={device}: must be {' or '.join(DEVICES)}")
+        raise InputError(f"DEVICE={device}: expected {' or '.join(DEVICES)}")
     pieces = [read_piece(text, arguments.limit) for text in arguments.pieces or LIMITS_S]
     check_packages()
     check_output_folder(arguments.out, "OUT")

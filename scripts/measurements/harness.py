@@ -171,7 +171,9 @@ def check_equal(case: str, ours: Any, peer: Any, tolerance: float) -> float:
     """
     difference = largest_difference(ours, peer)
     if not difference <= tolerance:
-        raise MimicBrushError(f"{case}: ours and the peer differ by {difference:.3g}, allowed are {tolerance:.3g}")
+        raise MimicBrushError(
+            f"{case}: our result and that of the peer differ by {difference:.3g}, expected at most {tolerance:.3g}"
+        )
     return difference
 
 

@@ -84,7 +84,7 @@ def _images() -> Iterator[np.ndarray]:
 
     width, height = SIZE_PX
     if not REAL_CLIPS[-1].is_file():
-        print("the real clips are not here: a rendered one is measured")
+        print("the real clips are missing; a rendered clip is used instead")
         yield from render_frames(ClipSpec("coffee.png", seconds=CLIP_S, fps=FPS, width_px=width, height_px=height))
         return
     with av.open(str(REAL_CLIPS[-1])) as container:

@@ -1,4 +1,4 @@
-"""What choosing pairs costs: tried by rank against tried as they come, and SIFT on smaller images."""
+"""Cost of choosing pairs: candidates tried by rank or in order, and SIFT on smaller images."""
 
 from __future__ import annotations
 

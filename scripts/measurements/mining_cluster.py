@@ -1,4 +1,4 @@
-"""How long a cluster takes to mine many clips: what a clip costs is measured, the cluster is simulated."""
+"""Time that a cluster takes to mine many clips. The cost of a clip is measured, the cluster is simulated."""
 
 from __future__ import annotations
 

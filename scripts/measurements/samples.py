@@ -49,7 +49,7 @@ def clips_in(folder: Path, width_px: int = 1280) -> Path:
         for clip in REAL_CLIPS:
             shutil.copy(clip, folder)
         return folder
-    print("the real clips are not here: rendered ones are measured")
+    print("the real clips are missing; rendered clips are used instead")
     for name in TRAIN_PHOTOGRAPHS[:2]:
         spec = ClipSpec(name, seconds=4, width_px=width_px, height_px=width_px * 9 // 16 // 2 * 2)
         write_clip(folder / f"{Path(name).stem}.mp4", spec)

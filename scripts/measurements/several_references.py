@@ -1,10 +1,10 @@
-"""Two references against one, on held-out pairs: as they were mined, and with a first one that shows too little.
+"""Compare two references with one on held-out pairs, as mined and with a first reference that shows too little.
 
 python scripts/measurements/several_references.py PAIRS [--editor small] [--output FILE]
 
-Each pair whose shot has a third frame is edited four times with the same noise: with the pair's other frame (one), with
-the third frame alone, with both (two), and with the other frame twice. In the set "cut" the hole is a box, and the
-first reference is the largest part of its frame beside what the hole covers: only the third frame shows that.
+Each pair whose shot has a third frame is edited four times with the same noise: with the other frame of the pair (one),
+with only the third frame, with both (two), and with the other frame twice. In the set "cut", the hole is a box, and the
+first reference is the largest part of its frame next to the hole, so only the third frame shows what is in the hole.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _SEED, _BATCH = 0, 16
 def main() -> None:
     """Measure with the arguments of the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("pairs", type=Path, help="a mined folder")
-    parser.add_argument("--editor", default="small", help="a pipeline folder, or small")
-    parser.add_argument("--output", type=Path, help="a JSON file for the numbers of each pair")
+    parser.add_argument("pairs", type=Path, help="folder of mined pairs")
+    parser.add_argument("--editor", default="small", help="pipeline folder, or small (default: small)")
+    parser.add_argument("--output", type=Path, help="write the numbers of each pair to this JSON file")
     arguments = parser.parse_args()
     cli_main(lambda: measure(arguments.pairs, arguments.editor, arguments.output))
 
@@ -53,7 +53,7 @@ def measure(folder: Path, editor_name: str, output: Path | None) -> None:
     """Edit all pairs, print a table, and write the numbers of each pair."""
     pipeline_folder = find_editor_pipeline(editor_name)
     if pipeline_folder is None:
-        raise DataError(f"--editor {editor_name}: name a pipeline folder, or small")
+        raise DataError(f"--editor {editor_name}: expected a pipeline folder, or small")
     selection = select_heldout_pairs(read_manifest(folder), "heldout", read_training_data(pipeline_folder))
     editor = open_editor(editor_name)
     assert editor.size_px is not None
@@ -68,7 +68,7 @@ def measure(folder: Path, editor_name: str, output: Path | None) -> None:
 
 
 def make_sample(plan: SamplePlan, name: str, size_px: int) -> EvalSample | None:
-    """Load a pair with two references; None where the set "cut" cannot have it."""
+    """Load a pair with two references; None if the set "cut" cannot have it."""
     sample = load_sample(plan, "natural", size_px, _SEED)
     if name == "as mined":
         return sample
@@ -139,7 +139,7 @@ def edit_all(editor: Editor, samples: Sequence[EvalSample]) -> list[dict[str, fl
 def print_table(name: str, records: Sequence[dict[str, float | str]]) -> None:
     """Print means, and differences with 95 % intervals over the videos."""
     if not records:
-        print(f"{name}: no pair")
+        print(f"{name}: no pairs")
         return
     videos = [str(each["source_hash"]) for each in records]
     values = {row: np.array([float(each[row]) for each in records]) for row in ROWS}

@@ -74,7 +74,7 @@ def train_step_gpu() -> Iterator[Counted]:
     import torch
 
     if not torch.cuda.is_available():
-        raise MimicBrushError("train_step_gpu needs a CUDA GPU, and PyTorch sees none; `train_step` runs on a CPU")
+        raise MimicBrushError("train_step_gpu needs a CUDA GPU, and PyTorch sees none; use `train_step` on a CPU")
     yield from train_step_rows("cuda", StepSetting(half=True), SMALL)
 
 
@@ -85,7 +85,7 @@ def check_variants(variants: Mapping[str, Any], names: Collection[str]) -> None:
         MimicBrushError: one is not.
     """
     if unknown := sorted(set(names) - set(variants)):
-        known = f"there are {', '.join(variants)}" if variants else "it has none"
+        known = f"expected some of {', '.join(variants)}" if variants else "this measurement has none"
         raise MimicBrushError(f"there is no variant {', '.join(unknown)}; {known}")
 
 

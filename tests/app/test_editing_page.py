@@ -26,9 +26,12 @@ from mimicbrush.app.editing_service import EditRequest
 from mimicbrush.app.gate import COOKIE
 from mimicbrush.app.session_files import VisitorLimits
 from mimicbrush.errors import InputError, speak_as
+from mimicbrush.io.images import read_image
 from mimicbrush.models.options import ToyModel
+from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.editing.batch import convert_memory_errors
 from mimicbrush.pipelines.editing.inputs import check_cover, fit_mask
+from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -118,7 +121,7 @@ def give_both(page: Page, images: dict[str, Path]) -> None:
 def give_all(page: Page, images: dict[str, Path]) -> None:
     give_both(page, images)
     give(page, "source", images["mask"], "mask")
-    said_by(page, "source", "the mask of mask.png")
+    said_by(page, "source", "loaded from mask.png")
 
 
 def on_screen(page: Page, panel: str, x: float, y: float) -> tuple[float, float]:
@@ -205,15 +208,78 @@ def test_a_painted_hole_is_filled_and_tells_where_from(page: Page, images: dict[
     ring.wait_for(state="hidden")
     assert line.is_hidden() and page.locator("#reference .ring").is_hidden()
     page.locator("#result [data-role=stage]").press("ArrowRight")  # the keyboard tells it, too
-    said_by(page, "result", "of the reference")
+    said_by(page, "result", "in the reference")
     page.click("#result [data-role=heat]")
-    assert page.locator("#reference .heat").is_visible()
+    page.mouse.move(0, 0)
+    assert page.locator("#reference .heat").is_visible()  # of the whole hole
     give(page, "reference", images["source"])  # another than the one that the result comes from
     said_by(page, "reference", "320 x 240 px")
     page.mouse.move(*on_screen(page, "result", 140, 120))
     ring.wait_for(state="visible")
     assert page.locator("#reference .ring").is_hidden() and line.is_hidden()
     assert page.locator("#reference .heat").is_hidden()
+
+
+PEAK = """(canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let most = 0;
+    for (let n = 3; n < data.length; n += 4) if (data[n] > data[4 * most + 3]) most = (n - 3) / 4;
+    return [(most % canvas.width + 0.5) / canvas.width, (Math.floor(most / canvas.width) + 0.5) / canvas.height];
+}"""
+
+
+@pytest.mark.slow
+def test_each_place_has_a_map_of_where_the_pipeline_says_it_looked(
+    page: Page, images: dict[str, Path], started: StartedPage, tmp_path: Path
+) -> None:
+    square = tmp_path / "square.png"  # on a canvas without padding, which an untrained model likes to look at
+    Image.open(images["reference"]).crop((0, 0, 200, 200)).save(square)
+    give_all(page, images)
+    give(page, "reference", square)
+    said_by(page, "reference", "200 x 200 px")
+    edit(page, "Done.")
+    pipeline = MimicBrushPipeline.from_pretrained(started.temporary.parent / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    source, mask, reference = (read_image(path, "RGB") for path in (images["source"], images["mask"], square))
+    result = pipeline(
+        source, mask.convert("L"), reference, generator=seeded_generator(1), return_correspondence=True
+    )  # the page begins with the pipeline's steps and guidance, and with seed 1
+    (found,) = result.correspondences
+    maps = found.maps
+    assert maps is not None and maps.attention.shape[1:] == (1, 8, 8)
+    left, top, right, _ = maps.boxes[0]
+    rows, columns = np.divmod(maps.attention[:, 0].reshape(-1, 64).argmax(axis=1), 8)
+    peaks = np.stack([left + (columns + 0.5) * (right - left) / 8, top + (rows + 0.5) * (right - left) / 8], axis=1)
+    first, second = 0, int(np.flatnonzero((peaks != peaks[0]).any(axis=1))[0])
+    heat, seen = page.locator("#reference .heat"), []
+    for place in (first, second):
+        page.mouse.move(*on_screen(page, "result", *found.source_xy[place].tolist()))
+        heat.wait_for(state="visible")
+        np.testing.assert_allclose(np.array(heat.evaluate(PEAK)) * 200, peaks[place], atol=(right - left) / 16)
+        seen.append(heat.evaluate("(canvas) => canvas.toDataURL()"))
+        style = page.locator("#reference .ring").get_attribute("style")
+        ring = [float(each) for each in re.findall(r"(?:left|top): (-?[\d.]+)px", str(style))]
+        np.testing.assert_allclose(ring, found.reference_xy[place], atol=0.06)
+    assert seen[0] != seen[1]
+    page.click("#result [data-role=heads]")
+    page.mouse.move(*on_screen(page, "result", *found.source_xy[second].tolist()))
+    heat.wait_for(state="visible")
+    assert heat.evaluate("(canvas) => canvas.toDataURL()") not in seen
+    page.mouse.move(0, 0)
+    heat.wait_for(state="hidden")
+
+    # By keyboard, a sentence: where, and how many of the heads agree.
+    page.locator("#result [data-role=stage]").press("ArrowRight")
+    said_by(page, "result", "agree")
+    said = re.search(r"The place at (\d+), (\d+) .* (\d+) % of", page.inner_text("#result [data-role=said]"))
+    assert said is not None
+    place = int(np.abs(found.source_xy - [float(said[1]), float(said[2])]).sum(axis=1).argmin())
+    near = (np.abs(np.arange(8) - rows[place]) <= 1)[:, None] & (np.abs(np.arange(8) - columns[place]) <= 1)
+    agreed = maps.head_peaks[place, 0][near].sum() / found.share[place]
+    assert abs(100 * agreed - int(said[3])) < 2
+    load(page)  # kept with the result
+    page.mouse.move(*on_screen(page, "result", *found.source_xy[first].tolist()))
+    heat.wait_for(state="visible")
 
 
 @pytest.mark.slow
@@ -243,13 +309,13 @@ def test_what_is_shown_belongs_to_what_is_there(page: Page, images: dict[str, Pa
     give_all(page, images)
     choose(page, seed="")
     said = edit(page, "Done.")
-    seed = re.search(r"Seed (\d+) was chosen", said)
+    seed = re.search(r"Seed (\d+) was used", said)
     download = page.locator("#result [data-role=download]")
     assert seed and download.get_attribute("download") == f"edited_seed{seed[1]}.png"
     assert old.count() == 0
     paint_box(page, "source", (200, 150, 220, 170))  # with the brush: another mask
     old.wait_for()
-    said_by(page, "result", "other images or of another mask")
+    said_by(page, "result", "from other images or with another mask")
     choose(page, steps="100", count="4")
     begin_edit(page)
     page.wait_for_selector("#left:has-text('of 400')")
@@ -372,19 +438,19 @@ def test_several_references_are_added_used_each_with_its_box_and_removed(page: P
 
 @pytest.mark.slow
 def test_what_cannot_be_edited_is_said(page: Page, images: dict[str, Path]) -> None:
-    assert "choose an image to edit first" in edit(page, "Not done")
+    assert "choose an image to edit first" in edit(page, "Could not edit")
     give(page, "source", images["mask"], "mask")
-    said_by(page, "source", "choose an image first")
+    said_by(page, "source", "Choose the image to edit first")
     give(page, "source", images["huge"])
-    said_by(page, "source", "at most 50 megapixels")
+    said_by(page, "source", "the limit is 50 megapixels")
     give(page, "source", images["text"])
-    said_by(page, "source", "no image of a format")
+    said_by(page, "source", "not an image in a supported format")
     give(page, "source", images["heavy"])
-    said_by(page, "source", "at most 2 MiB")
+    said_by(page, "source", "the limit is 2 MiB")
     give_both(page, images)
     assert "the mask is empty" in edit(page, "mask is empty")
     give(page, "source", images["reference"], "mask")
-    said_by(page, "source", "the mask is 240 x 200 px, its image 320 x 240 px")
+    said_by(page, "source", "the mask is 240 x 200 px, but the image is 320 x 240 px")
 
 
 @pytest.mark.slow
@@ -413,6 +479,7 @@ def test_two_visitors_at_once_see_their_own_images_alone(
         address = fetched.value.url
         assert ann.request.get(address).status == 200
         assert bob.request.get(address).status == 410
+        assert bob.request.get(address.replace("/files/", "/maps/")).status == 410
         with pytest.raises(urllib.error.HTTPError, match="410"):
             urllib.request.urlopen(urllib.request.Request(address, headers={"Cookie": f"{COOKIE}={'a' * 24}"}))
         with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -428,7 +495,7 @@ def test_who_waits_sees_the_place_in_the_queue(browser: Browser, server: str, im
         begin_edit(ann)
         ann.wait_for_selector("#left:has-text('Step')")
         bob.click("#go")
-        bob.wait_for_selector("#left:has-text('One edit is before yours')")
+        bob.wait_for_selector("#left:has-text('One edit is ahead of yours')")
         ann.click("#stop")
         wait_until_said(bob, "Done.")
 
@@ -636,23 +703,23 @@ ASKED = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("{", "not what the page sends"),
-        ("[]", "not what the page sends"),
-        ("{}", "not what the page sends"),
-        ("[" * 100_000, "not what the page sends"),
+        ("{", "^the request is not valid .*; reload the page$"),
+        ("[]", "^the request is not valid .*; reload the page$"),
+        ("{}", "^the request is not valid .*; reload the page$"),
+        ("[" * 100_000, "^the request is not valid .*; reload the page$"),
         ({"source": ""}, "choose an image to edit first"),
         ({"references": []}, "choose a reference to imitate first"),
         ({"references": [{"image": ""}]}, "choose a reference to imitate first"),
-        ({"references": [{"image": "b"}] * 5}, "references: must be in 1..4, got 5"),
+        ({"references": [{"image": "b"}] * 5}, "references must be in 1..4, got 5"),
         ({"references": [{"image": "b"}] * 2, "auto_zoom": True}, "auto-zoom takes one reference"),
-        ({"steps": 101}, "steps: must be in 1..100, got 101"),
-        ({"count": 0}, "results: must be in 1..4, got 0"),
-        ({"seed": float("inf")}, "not what the page sends"),
+        ({"steps": 101}, "steps must be in 1..100, got 101"),
+        ({"count": 0}, "results must be in 1..4, got 0"),
+        ({"seed": float("inf")}, "^the request is not valid .*; reload the page$"),
         ({"seed": -1}, "'seed'"),
-        ({"steps": 1e400}, "not what the page sends"),
-        ({"guidance": float("nan")}, "guidance|not what the page sends"),
+        ({"steps": 1e400}, "^the request is not valid .*; reload the page$"),
+        ({"guidance": float("nan")}, "^guidance must be in|^the request is not valid .*; reload the page$"),
         ({"references": [{"image": "b", "box": [1, 2]}]}, "four whole numbers"),
-        ({"crop": "none"}, "not what the page sends"),
+        ({"crop": "none"}, "^the request is not valid .*; reload the page$"),
     ],
 )
 def test_what_the_browser_sends_is_checked(changed: str | dict[str, object], message: str) -> None:
@@ -687,7 +754,12 @@ def test_no_message_of_the_page_names_an_option_of_a_command() -> None:
     with speak_as("page"):
         told = collect_messages()
     assert not [message for message in told if "--" in message or "=" in message]
-    assert told[0] == 'not enough memory for this edit: try "Repaint only around the mask", or a smaller image'
-    assert told[1].endswith("a mask must have its source's size (paint it here, or upload one of that size)")
-    assert "is it turned?" in told[2]
-    assert told[5].endswith("white means repaint: is it inverted? (leave a part unpainted)")
+    assert (
+        told[0]
+        == 'not enough memory for this edit: try the setting "Use only the area around the mask", or a smaller image'
+    )
+    assert told[1].endswith(
+        "the mask must have the size of its source (paint the mask here, or upload a mask of that size)"
+    )
+    assert "is the mask rotated?" in told[2]
+    assert told[5].endswith("white means repaint: is the mask inverted? (leave a part of the image unpainted)")

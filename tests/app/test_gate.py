@@ -117,7 +117,7 @@ PATHS = st.one_of(
         ["/", "/upload", "/edit", "/edit/1", "/login", "/cancel/1", "/files/1", "/shown/1", "/examples/0/source"]
     ),
     st.text(st.characters(codec="ascii", min_codepoint=33), max_size=40).map(lambda text: "/" + text),
-    st.sampled_from(["/edit/", "/files/", "/page/", "/examples/", "/cancel/"]).flatmap(
+    st.sampled_from(["/edit/", "/files/", "/maps/", "/page/", "/examples/", "/cancel/"]).flatmap(
         lambda start: st.text(st.characters(codec="utf-8"), max_size=20).map(lambda rest: start + rest)
     ),
 )
@@ -212,7 +212,7 @@ def test_the_queue_gets_what_the_page_asks_and_nothing_else(page: Page) -> None:
         {"seed": "1"}, {"seed": 1.5},
     ):  # fmt: skip
         answer = page.ask("POST", "/edit", json={**ASKED, **changed})
-        assert answer.status_code == 400 and "load it again" in answer.json()["error"], changed
+        assert answer.status_code == 400 and "reload the page" in answer.json()["error"], changed
     for text in ("NaN", "Infinity", "1e999", "9" * 30):
         body = json.dumps({**ASKED, "seed": "SEED"}).replace('"SEED"', text)
         assert page.ask("POST", "/edit", content=body).status_code == 400, text
@@ -236,11 +236,11 @@ def test_the_queue_is_bounded_for_all_and_for_each(page: Page) -> None:
     try:
         for _ in range(3):  # one runs, two wait
             ask(ANN, 200)
-        assert "2 of your edits are waiting" in ask(ANN, 429)["error"]
+        assert "2 of your edits are already waiting" in ask(ANN, 429)["error"]
         for number in range(3):
             for _ in range(2):
                 ask(str(number) * 24, 200)
-        assert "8 edits are waiting already; try again" in ask(BOB, 429)["error"]
+        assert "8 edits are already waiting; try again" in ask(BOB, 429)["error"]
         states = [page.queue._jobs[name].state for _, name in names]
         assert states == [{"done": 1, "of": 3}, *({"waiting": before} for before in range(1, 9))]
         assert page.ask("POST", f"/cancel/{names[1][1]}", visitor=BOB).status_code == 200
@@ -262,13 +262,13 @@ def test_an_edit_is_its_visitors_alone(page: Page) -> None:
     assert page.ask("GET", f"/edit/{name}").text == 'data: {"result": {"results": []}}\n\n'  # also after a reload
     for visitor, asked in ((BOB, name), (ANN, name[:-1]), (ANN, "unknown")):
         answer = page.ask("GET", f"/edit/{asked}", visitor=visitor)
-        assert answer.status_code == 404 and "no such edit" in answer.json()["error"]
+        assert answer.status_code == 404 and "this edit does not exist" in answer.json()["error"]
 
 
 def test_an_error_ends_one_edit_and_not_the_queue(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, told in (
         (InputError("the mask is empty"), "the mask is empty"),
-        (RuntimeError("x"), "the program failed"),
+        (RuntimeError("x"), "an unexpected error occurred"),
     ):
 
         def fail(*given: Any, error: Exception = error) -> Any:
@@ -453,7 +453,7 @@ def test_the_token_is_given_once(locked: Page, way: str) -> None:
             else locked.ask("POST", "/login", data={"token": token})
         )
         assert answer.status_code == 403 and 'name="token"' in answer.text and "Set-Cookie" not in answer.headers
-        assert ("This is not the token" in answer.text) == bool(token)
+        assert ("This token is wrong" in answer.text) == bool(token)
     token = "open sesame ä"
     answer = (
         locked.ask("GET", "/", params={"token": token})

@@ -98,7 +98,7 @@ class Visitor:
     async def edit(self, **more: int) -> list[dict[str, Any]]:
         """Ask until the queue has room, and wait for the results."""
         while (answer := await self.ask_for_edit(**more)).status_code == 429:
-            assert "try again" in answer.json()["error"] or "wait for" in answer.json()["error"]
+            assert "try again" in answer.json()["error"] or "wait until" in answer.json()["error"]
             await asyncio.sleep(0.5)
         assert answer.status_code == 200, answer.text
         async for state in self.listen(answer.json()["job"]):

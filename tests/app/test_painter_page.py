@@ -217,7 +217,7 @@ def test_an_upload_that_is_no_image_is_refused_with_a_reason(browser: Browser, t
         page.goto(server.url)
         page.wait_for_selector("#upload:enabled", state="attached")  # the images are listed first
         page.set_input_files("#upload", tmp_path / "notes.jpg")
-        page.wait_for_selector("#status.bad:has-text('notes.jpg: no image')")
+        page.wait_for_selector("#status.bad:has-text('notes.jpg is not an image')")
         context.close()
     assert not list((tmp_path / "masks").rglob("*.*"))
 
@@ -328,7 +328,7 @@ def test_what_is_painted_while_a_mask_is_saved_is_not_taken_for_saved(page: Page
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
-    assert asked == ["This mask is not saved. Go on without it?"]
+    assert asked == ["This mask is not saved. Discard it?"]
 
 
 def test_going_on_without_saving_asks_first(page: Page) -> None:
@@ -339,6 +339,6 @@ def test_going_on_without_saving_asks_first(page: Page) -> None:
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     page.click("#images button:has-text('large.jpg')")
     page.wait_for_timeout(200)
-    assert asked == ["This mask is not saved. Go on without it?"]
+    assert asked == ["This mask is not saved. Discard it?"]
     assert page.locator("#images button[aria-current=true]").inner_text() == "cats/small.png"
     save(page)

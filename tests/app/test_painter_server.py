@@ -149,17 +149,17 @@ def test_no_link_leads_out_of_the_folder(server: PainterServer, tmp_path: Path) 
     (tmp_path / "pictures/link.png").symlink_to(tmp_path / "secret.png")
     status, answer = ask(server, "GET", "/api/picture?name=link.png")
     assert status == 400
-    assert isinstance(answer, dict) and "leads out of" in str(answer["error"])
+    assert isinstance(answer, dict) and "leads outside of" in str(answer["error"])
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (png((41, 30)), "41 x 30 px, its image dogs/01.png 40 x 30 px"),
-        (png(value=0), "nothing is painted"),
-        (png()[:40], "no whole PNG"),
-        (b"GIF89a", "no whole PNG"),
-        (b"", "no whole PNG"),
+        (png((41, 30)), "41 x 30 px, but the image dogs/01.png is 40 x 30 px"),
+        (png(value=0), "the mask of dogs/01.png is empty"),
+        (png()[:40], "not a valid PNG"),
+        (b"GIF89a", "not a valid PNG"),
+        (b"", "not a valid PNG"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(server: PainterServer, body: bytes, reason: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_an_upload_that_is_too_large_or_damaged_is_refused(
     with pytest.raises(InputError, match="too large"):
         server.store.add("a.png", png(mode="RGB"))
     monkeypatch.setattr(mask_painter, "MAX_PAINTED_PIXELS", 1200)
-    with pytest.raises(InputError, match=r"^a\.png: not an image that can be read whole"):
+    with pytest.raises(InputError, match=r"^a\.png: cannot read the image \(image file is truncated"):
         server.store.add("a.png", png(mode="RGB")[:-30])
     assert not [path for path in (tmp_path / "masks").rglob("*") if path.is_file()]
     server.store.add("a.png", png(mode="RGB"))
@@ -232,7 +232,7 @@ def test_a_turned_photograph_has_its_mask_as_it_is_seen(server: PainterServer, t
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (60, 20)).save(tmp_path / "pictures/turned.jpg", exif=exif)
-    with pytest.raises(InputError, match=r"its image turned\.jpg 20 x 60 px"):
+    with pytest.raises(InputError, match=r"but the image turned\.jpg is 20 x 60 px"):
         server.store.save_mask("turned.jpg", png((60, 20)))
     server.store.save_mask("turned.jpg", png((20, 60)))
     status, shown = ask(server, "GET", "/api/picture?name=turned.jpg")
@@ -252,12 +252,12 @@ def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
             MaskStore(output, images)
     assert MaskStore(images / "masks", images).names() == ["a.png"]
     (images / "a.bmp").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.bmp and a\.png would share one mask"):
+    with pytest.raises(InputError, match=r"a\.bmp and a\.png would have the same mask"):
         MaskStore(tmp_path / "masks", images)
 
 
 def test_a_port_that_is_taken_is_named(server: PainterServer) -> None:
-    with pytest.raises(InputError, match="name another with --port"):
+    with pytest.raises(InputError, match="choose another --port"):
         PainterServer(server.store, server.server_address[1])
 
 
@@ -284,5 +284,5 @@ def test_a_folder_that_may_not_be_written_is_told(server: PainterServer, tmp_pat
     (tmp_path / "masks/dogs").write_text("a file where the folder of the mask should be")
     status, answer = ask(server, "POST", "/api/mask?name=dogs/01.png", png())
     assert status == 500
-    assert isinstance(answer, dict) and "could not be kept" in str(answer["error"])
+    assert isinstance(answer, dict) and "could not be read or saved" in str(answer["error"])
     assert ask(server, "GET", "/api/pictures")[0] == 200

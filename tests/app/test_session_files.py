@@ -33,7 +33,7 @@ def test_a_file_is_for_its_visitor_alone(tmp_path: Path) -> None:
     token = visits.keep("ann", ".png", written(b"a"))
     assert visits.find("ann", token).read_bytes() == b"a"
     for visitor, asked in (("bob", token), ("ann", token[:-1]), ("ann", "../" + token), ("", token)):
-        with pytest.raises(InputError, match="not here"):
+        with pytest.raises(InputError, match="not on the server"):
             visits.find(visitor, asked)
     visits.close()
     assert not (tmp_path / "visits").exists()
@@ -60,7 +60,7 @@ def test_what_is_used_outlasts_what_is_not(tmp_path: Path) -> None:
         visits.find("ann", source)
         visits.keep("ann", ".png", written(b"mask"))
     assert visits.find("ann", source)
-    with pytest.raises(InputError, match="3 of a visitor are kept"):
+    with pytest.raises(InputError, match="it keeps 3 files per visitor"):
         visits.find("ann", unused)
 
 
@@ -72,9 +72,9 @@ def test_what_has_no_room_or_cannot_be_written_leaves_nothing(tmp_path: Path) ->
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="no space for an image"):
         visits.keep("bob", ".png", written(b"12345678901"))
-    with pytest.raises(InputError, match=r"could not keep this image \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"could not save this image \(No space left on device\)"):
         visits.keep("ann", ".png", fail)
     assert [path.name for path in visits.folder.iterdir()] == [f"{kept}.png"]
 

@@ -32,11 +32,13 @@ def test_a_complete_run_is_skipped_and_none_is_written_over(tmp_path: Path) -> N
     write_finished_run(tmp_path, DONE)
     assert find_finished_run(tmp_path, IDENTITY, 20, "latest") == DONE
     assert find_finished_run(tmp_path, IDENTITY, 10, "latest") == DONE
-    with pytest.raises(CheckpointError, match=r"another run, which is complete \(train.learning_rate: 0.1 there, 0.2"):
+    with pytest.raises(
+        CheckpointError, match=r"another run, which is complete \(train.learning_rate: was 0.1, now 0.2"
+    ):
         find_finished_run(tmp_path, {**IDENTITY, "train.learning_rate": 0.2}, 20, "latest")
-    with pytest.raises(CheckpointError, match=r"no checkpoint to go on from to train\.max_steps=30"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint to continue from to train\.max_steps=30"):
         find_finished_run(tmp_path, IDENTITY, 30, "latest")
-    with pytest.raises(CheckpointError, match="already holds this run"):
+    with pytest.raises(CheckpointError, match="already has this run"):
         find_finished_run(tmp_path, IDENTITY, 20, "never")
     (tmp_path / "checkpoints" / "step-00000020").mkdir(parents=True)
     assert find_finished_run(tmp_path, IDENTITY, 20, "latest") == DONE

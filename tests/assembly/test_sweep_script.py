@@ -75,9 +75,9 @@ def test_a_failing_job_leaves_the_others_alone_and_what_is_complete_is_skipped(s
     bad, good = (f"smoke-seed0-train.total_batch_size_{size}" for size in (0, 2))
     assert sweep.table() == {bad: ("failed", 0), good: ("complete", 2)}
     assert first.returncode == 1, first.stderr
-    error = "train.total_batch_size=0: must be a whole number in 1..1048576"
+    error = "train.total_batch_size=0: expected a whole number from 1 to 1048576"
     assert f"error: {bad}: {error}" in first.stderr
-    last = f"error: 1 of the jobs failed; the same command tries again:\n  {bad}: {error}\n"
+    last = f"error: 1 of the jobs failed. Run the same command again to retry them:\n  {bad}: {error}\n"
     assert first.stderr.endswith(last)
     assert "Traceback" not in first.stderr
     assert "| 2 of 2 |" in first.stdout and (sweep.folder / "table.md").read_text() in first.stdout
@@ -90,7 +90,7 @@ def test_a_failing_job_leaves_the_others_alone_and_what_is_complete_is_skipped(s
     # The same folder asked for with another choice: nothing is overwritten.
     differing = sweep.run("train.max_steps=2", "train.total_batch_size=2,2", "train.learning_rate=0.5")
     assert differing.returncode == 1
-    assert "another run, which is complete (train.learning_rate: 0.003 there, 0.5 now)" in differing.stderr
+    assert "another run, which is complete (train.learning_rate: was 0.003, now 0.5)" in differing.stderr
     assert "hydra.sweep.dir=..." in differing.stderr
     assert {name: at for name, at in sweep.touched(good).items() if "failed.json" not in name} == before
 

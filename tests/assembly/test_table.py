@@ -82,7 +82,7 @@ def test_rows_stand_beside_the_papers(tmp_path: Path) -> None:
     assert cells(text, "grid_025")[0][1:4] == ["0", "0 of 20, failed", "-"]
     assert cells(text, "own")[0][10:] == [""] * 6
     assert "* grid_025-seed0 failed: no more memory\n" in text
-    assert "of 9 videos only" in text and "videos only" not in format_markdown(
+    assert "from only 9 videos" in text and "from only" not in format_markdown(
         [run for run in runs if run.row != "full"]
     )
 
@@ -133,7 +133,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert text in capsys.readouterr().out
     values: dict[str, Any] = json.loads((tmp_path / "table.json").read_text())
     assert values["rows"][0]["runs"][0]["folder"] == "deep/down/full-seed0"
-    with pytest.raises(InputError, match="holds no job of a sweep"):
+    with pytest.raises(InputError, match="has no jobs of a sweep"):
         print_table(tmp_path / "nowhere")
 
 

@@ -113,7 +113,7 @@ def test_truncated_jpegs_and_missing_shards_are_named(tmp_path: Path) -> None:
     shard = root / "shards" / "shard-000000.tar"
     full, (offset, length) = shard.read_bytes(), pair.a_span
     shard.write_bytes(full[: offset + length - 50] + bytes(50) + full[offset + length :])
-    with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are no whole JPEG"):
+    with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* are not a complete JPEG"):
         pair.read_a()
     shard.write_bytes(full[: offset + length - 50])
     with pytest.raises(DataError, match=rf"pair {pair.pair_id}: bytes .* end after {length - 50}"):
@@ -132,7 +132,7 @@ def test_reduced_decoding_is_the_image_made_smaller() -> None:
 
 
 def test_manifests_that_cannot_be_trusted(tmp_path: Path, pairs: PairTable) -> None:
-    with pytest.raises(DataError, match="holds no mined pairs"):
+    with pytest.raises(DataError, match="has no mined pairs"):
         read_manifest(tmp_path)
     root = write_mined_folder(tmp_path / "pairs")
     part = root / "manifest" / "part-000000.parquet"

@@ -200,7 +200,7 @@ def test_what_takes_the_place_of_a_part_is_not_waited_for(
     if has_markers:
         (root / "markers").mkdir()
         (root / "markers" / f"{part.stem.replace('part', 'shard')}.json").write_text('{"part_sha256": "0"}')
-    with pytest.raises(DataError, match=r"cannot be read .*no plain file"):
+    with pytest.raises(DataError, match=r"cannot be read .*not a regular file"):
         read_manifest(root)
 
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_no_fault_of_a_pair(good: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_of_bad_rows_is_an_error_all_the_same(good: Path, tmp_path: Path) -> None:
     write_rows(tmp_path, [row | {"a_offset": -1} for row in rows_of(good)])
-    with pytest.raises(DataError, match=r"16 pairs in a row of the source 'video'.* cannot be read.*a_offset=-1"):
+    with pytest.raises(DataError, match=r"16 consecutive pairs of the source 'video'.* cannot be read.*a_offset=-1"):
         read_all(tmp_path, "video")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from loaded_batches import load_batches
 from toy_data import write_mined_folder
 
@@ -136,7 +136,9 @@ def test_a_source_that_is_gone_stops_at_once(tmp_path: Path) -> None:
     root = write_mined_folder(tmp_path / "pairs", with_images=False)
     dataset = dataset_in(root, video_ratio=1.0)
     (root / "shards" / "shard-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"16 pairs in a row of the source 'video' .* cannot read .*shard-000000\.tar"):
+    with pytest.raises(
+        DataError, match=r"16 consecutive pairs of the source 'video' .* cannot read .*shard-000000\.tar"
+    ):
         dataset[0]
 
 
@@ -144,7 +146,7 @@ def test_an_image_of_another_size_is_a_fault(mined: Path) -> None:
     dataset = dataset_in(mined)
     pair = dataset.pair_sources[0].pairs[0]
     object.__setattr__(pair, "size_px", (161, 160))
-    with pytest.raises(DataError, match=r"are no whole JPEG \(it is of 160 x 160 px, not 160 x 161\)"):
+    with pytest.raises(DataError, match=r"are not a complete JPEG \(it has 160 x 160 px, not 160 x 161\)"):
         dataset.transform(pair, np.random.default_rng(0))
 
 
@@ -172,8 +174,12 @@ def test_rendering_on_the_device_gives_the_same_samples(mined: Path, workers: in
             assert difference.max() < 3 and difference.mean() < 0.1, name
 
 
-def test_signals_to_the_whole_group_leave_the_loader_working(mined: Path) -> None:
+def test_signals_to_the_whole_group_leave_the_loader_working(
+    mined: Path, script_environment: Callable[[], dict[str, str]]
+) -> None:
     """As a cluster sends them before it takes the machine: the batches of the last step must still come."""
     script = Path(__file__).parents[1] / "helpers" / "signalled_loader.py"
-    done = subprocess.run([sys.executable, script, mined], capture_output=True, text=True, timeout=200)
+    done = warm_scripts.run(
+        [sys.executable, script, mined], env=script_environment(), capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.splitlines()[-1:] == ["went on"], done.stderr

@@ -87,7 +87,7 @@ def test_damaged_bytes_of_an_index_are_never_read(stored: Path, place: int, valu
     try:
         index.write_bytes(damaged)
         assert not is_index_current(stored)
-        assert find_index_fault(stored) == "it is damaged, or was made of other parts"
+        assert find_index_fault(stored) == "it is damaged, or was made from other parts"
         index.write_bytes(damaged[:place])
         assert not is_index_current(stored)
     finally:

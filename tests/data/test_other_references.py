@@ -184,7 +184,7 @@ def test_fixed_views_fix_all_references(folder: Path) -> None:
 
 
 def test_encoded_views_hold_one_reference(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"one reference for each view, and data\.num_references=2"):
+    with pytest.raises(InputError, match=r"one reference for each view, but data\.num_references=2"):
         options_of(folder, 2, fixed_views=1, encoded_views="somewhere")
     for count in (0, 5):
         with pytest.raises(InputError, match=r"data\.num_references"):
@@ -240,5 +240,5 @@ def test_a_damaged_frame_costs_the_samples_that_it_is_in(tmp_path: Path) -> None
     faults = [fault for n in unlike for fault in three[n].faults]
     assert faults and all(f"pair {pairs[1].pair_id}" in fault for fault in faults)
     (root / "shards" / "one.tar").unlink()
-    with pytest.raises(DataError, match="pairs in a row"):
+    with pytest.raises(DataError, match="consecutive pairs"):
         three[0]

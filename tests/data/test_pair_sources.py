@@ -58,22 +58,22 @@ def test_one_kind_absent_is_said(mined: Path) -> None:
     with pytest.warns(UserWarning, match="no image pairs: all samples come from video"):
         (source,) = split_by_kind(videos, DataOptions())
     assert source.name == "video"
-    with pytest.raises(DataError, match="no pair to train on: 0 were given"):
+    with pytest.raises(DataError, match="no pairs to train on: none of the 0 given pairs"):
         split_by_kind(pairs[:0], DataOptions())
 
 
 def test_a_source_without_pairs_is_named(other: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.sources\.sa1b: of \d pairs in .* none is of kind image"):
+    with pytest.raises(DataError, match=r"data\.sources\.sa1b: none of the \d pairs in .* is of kind image"):
         load_pair_sources(DataOptions(sources={"sa1b": PairSourceOptions(str(other), "image")}))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (PairSourceOptions("x", "film"), r"data\.sources\.a\.kind=film: must be one of video, image"),
+        (PairSourceOptions("x", "film"), r"data\.sources\.a\.kind=film: expected one of video, image"),
         (PairSourceOptions("", "video"), r"data\.sources\.a\.root is not set"),
-        (PairSourceOptions("x", "video", 0), r"data\.sources\.a\.weight=0: must be a number above 0"),
-        (PairSourceOptions("x", "video", float("inf")), "weight=inf: must be a number above 0"),
+        (PairSourceOptions("x", "video", 0), r"data\.sources\.a\.weight=0: expected a number above 0"),
+        (PairSourceOptions("x", "video", float("inf")), "weight=inf: expected a number above 0"),
     ],
 )
 def test_sources_that_make_no_sense(source: PairSourceOptions, message: str) -> None:

@@ -127,17 +127,17 @@ def test_where_no_segment_will_do_a_grid_is_taken(three_segments: Pair) -> None:
     [
         (
             {"strategy": "sift"},
-            "mask.strategy=sift: must be one of sift_grid, .* or module:function; did you mean sift_grid",
+            r"mask.strategy=sift: expected one of sift_grid, .* or module:function\. Did you mean 'sift_grid",
         ),
         ({"strategy": "segment"}, "a video has no segments"),
-        ({"image_strategy": "sift_grid"}, "must be one of segment, .* no stored matches"),
-        ({"box_area": 0.9}, r"data.mask.box_area=0.9 cannot be met .* in 0.16..0.81"),
+        ({"image_strategy": "sift_grid"}, "expected one of segment, .* no stored matches"),
+        ({"box_area": 0.9}, r"data.mask.box_area=0.9 is not possible .* from 0\.16 to 0\.81"),
         (
             {"cells": (10, 3)},
-            r"data.mask.cells=\[10,3\]: must be a list of .* in 2\.\.1000, the smaller first",
+            r"data.mask.cells=\[10,3\]: expected a list of .* from 2 to 1000, in ascending order",
         ),
-        ({"cells": (1, 1)}, r"data.mask.cells=\[1,1\]: must be a list of two values, each a whole number in 2\.\."),
-        ({"probability": 1.5}, r"data.mask.probability=1.5: must be a number in 0..1"),
+        ({"cells": (1, 1)}, r"data.mask.cells=\[1,1\]: expected a list of two values, each a whole number from 2 to "),
+        ({"probability": 1.5}, r"data.mask.probability=1.5: expected a number from 0 to 1"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:

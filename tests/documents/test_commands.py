@@ -122,7 +122,7 @@ def _furnish(folder: Path) -> None:
     for name in ("front.jpg", "back.jpg"):
         made["ref"].save(folder / name)
     for short, name in (("ref", "reference"), ("src", "source"), ("mask", "mask")):
-        for target in (f"{name}.png", f"demo/edits/00_coffee_{name}.png"):
+        for target in (f"{name}.png", f"demo/edits/edit_1_{name}.png"):
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             made[short].save(folder / target)
     parts = folder / "benchmark" / "PartComp" / "WithinInstance"

@@ -63,12 +63,12 @@ def test_masks_of_the_function_are_trained_on(mined: Path, tmp_path: Path, strip
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return np.zeros((size_px, size_px), np.uint8)", "all 0; such a sample teaches nothing"),
-        ("return np.ones((size_px, size_px), bool)", "all 1; such a sample"),
-        ("return np.eye(size_px)", "float64 with values to 1.0; expected"),
-        ("return np.eye(size_px, dtype=np.uint8) * 255", "with values to 255; expected"),
-        ("return np.eye(3, dtype=bool)", r"gave \(3, 3\) bool"),
-        ("return []", r"gave \(0,\) float64; expected"),
+        ("return np.zeros((size_px, size_px), np.uint8)", "is 0 everywhere; nothing can be learnt from it"),
+        ("return np.ones((size_px, size_px), bool)", "is 1 everywhere; nothing can"),
+        ("return np.eye(size_px)", "float64 with values up to 1.0; expected"),
+        ("return np.eye(size_px, dtype=np.uint8) * 255", "with values up to 255; expected"),
+        ("return np.eye(3, dtype=bool)", r"returned \(3, 3\) bool"),
+        ("return []", r"returned \(0,\) float64; expected"),
     ],
 )
 def test_a_function_that_gives_no_mask_is_told(
@@ -83,9 +83,9 @@ def test_a_function_that_gives_no_mask_is_told(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent_module:f", "No module named 'absent_module'; if absent_module.py lies in this folder"),
+        ("absent_module:f", "No module named 'absent_module'; if absent_module.py is in the current folder"),
         ("stripes:absent", "stripes.py has no absent"),
-        ("stripes:np", "is no function, but module"),
+        ("stripes:np", "is not a function but module"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_before_a_pair_is_read(name: str, message: str, stripes: str) -> None:
@@ -127,5 +127,5 @@ def test_another_encoder_reads_the_reference(mined: Path, tmp_path: Path) -> Non
 
 
 def test_an_unknown_encoder_of_tokens_is_told() -> None:
-    with pytest.raises(InputError, match="image tokens of a SiglipVisionModel are not known; known are those of CLIP"):
+    with pytest.raises(InputError, match="image tokens of SiglipVisionModel are not supported; supported: CLIP"):
         model_options.encoder_without_unet("SiglipVisionModel")

@@ -86,6 +86,19 @@ def test_the_table_of_our_options_has_its_own_base_and_keypoints(evaluations: di
     assert rows["all_heads"].startswith("| all_heads | 4.0 / 3.5 |") and rows["all_heads"].endswith("| seen |")
 
 
+def test_rows_without_attention_have_no_keypoints_and_a_title_can_have_a_note(
+    evaluations: dict[str, list[Path]],
+) -> None:
+    notes = {"grid_025": "in small"}
+    text = format_ablations(
+        compare_rows(evaluations), {"reference_clip": "no weights"}, {"full": {"PCK": [50.0]}}, notes
+    )
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["mask: grid 0.25 (in small)"].startswith("| mask: grid 0.25 (in small) | n/a |")
+    assert rows["full (U-Net reference, SIFT grid)"].startswith("| full (U-Net reference, SIFT grid) | 50.0 |")
+    assert {line.count("|") for line in rows.values()} == {rows["row"].count("|")}
+
+
 def test_what_an_earlier_version_did_not_tell_reads_na(evaluations: dict[str, list[Path]]) -> None:
     rows = [
         line.split("|") for line in format_ablations(compare_rows(evaluations), {}).splitlines() if "grid 0.25 " in line

@@ -44,7 +44,7 @@ def test_all_layers_and_steps_together_are_what_the_record_of_a_hole_says() -> N
     tokens = torch.tensor([1 * 8 + 2, 3 * 8 + 6, 2 * 8 + 5])
     ours = AttentionAtTokens(tokens, 8, 4)
     attend(whole, ours)
-    ((numbers, attention),) = whole.attention()
+    ((numbers, attention, _),) = whole.attention()
     there = [numbers.tolist().index(token) for token in tokens.tolist()]
     torch.testing.assert_close(ours.maps.average(), attention[there])
     assert ours.maps.sides == {path: side for path, (side, _) in LAYERS.items()}

@@ -102,7 +102,7 @@ def test_results_of_others_round_trip(benchmark_folder: Benchmark, tmp_path: Pat
     with pytest.raises(InputError, match=r"001_result.png: no such file"):
         results.edit_case(first, inputs(first))
     Image.new("RGB", (16, 12)).save(folder / second.result_path)
-    with pytest.raises(InputError, match=r"is 16 x 12 px, its source 160 x 120 px"):
+    with pytest.raises(InputError, match=r"is 16 x 12 px, but its source is 160 x 120 px"):
         results.edit_case(second, inputs(second))
 
 
@@ -110,24 +110,24 @@ def test_a_flat_folder_of_results_serves_one_track(benchmark_folder: Benchmark, 
     case, other, *_ = benchmark_folder.cases
     flat = tmp_path / "flat"
     flat.mkdir()
-    with pytest.raises(InputError, match="holds neither"):
+    with pytest.raises(InputError, match="contains neither"):
         open_editor(f"results:{flat}")
     inputs(case).source.save(flat / "001_result.png")
     results = open_editor(f"results:{flat}")
     assert results.edit_case(case, inputs(case)).image.size == (160, 120)
-    with pytest.raises(InputError, match="is flat"):
+    with pytest.raises(InputError, match="has no subfolders"):
         results.edit_case(other, inputs(other))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("orakel", r"did you mean oracle\?"),
-        ("paint_by_exmple:x", r"did you mean paint_by_example\?"),
+        ("orakel", r"Did you mean 'oracle'\?"),
+        ("paint_by_exmple:x", r"Did you mean 'paint_by_example'\?"),
         ("oracle:x", "oracle takes no folder"),
-        ("auto_zoom:oracle", "after auto_zoom: is to be a pipeline folder"),
-        ("boxed:auto_zoom:proof", "after boxed: is to be a pipeline folder"),
-        ("boxed", "after boxed: is to be a pipeline folder"),
+        ("auto_zoom:oracle", "expected a pipeline folder, small or released after auto_zoom:"),
+        ("boxed:auto_zoom:proof", "expected a pipeline folder, small or released after boxed:"),
+        ("boxed", "expected a pipeline folder, small or released after boxed:"),
         ("boxed:absent", "'absent' is neither a folder"),
         ("results:", "results needs the name of a folder"),
         ("results", "no such folder"),
@@ -142,7 +142,7 @@ def test_names_that_are_none(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["paint_by_example", "paint_by_example_box", "ip_adapter", "reference_only"])
 def test_absent_weights_are_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match=re.escape(str(tmp_path)) + " does not hold"):
+    with pytest.raises(WeightsError, match=re.escape(str(tmp_path)) + " does not contain"):
         check_editor(f"{name}:{tmp_path}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(WeightsError, match="hf download"):
@@ -150,21 +150,21 @@ def test_absent_weights_are_named(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_folders_that_are_no_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no pipeline folder"):
+    with pytest.raises(InputError, match="not a pipeline folder"):
         check_editor(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"a training run that has no pipeline yet.*mimicbrush export"):
+    with pytest.raises(InputError, match=r"a training run without a pipeline.*mimicbrush export"):
         check_editor(str(tmp_path))
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'pipeline'} is no whole MimicBrush pipeline")):
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'pipeline'} is not a complete MimicBrush pipeline")):
         check_editor(str(tmp_path))
     for name in small_model.SHIPPED_NAMES:
         check_editor(name)
         check_editor(f"boxed:{name}")
     monkeypatch.setattr(small_model, "SHIPPED_MODEL", tmp_path / "absent")
     for name in small_model.SHIPPED_NAMES:
-        with pytest.raises(MimicBrushError, match="not in this installation"):
+        with pytest.raises(MimicBrushError, match="this installation does not contain the small model"):
             check_editor(name)
 
 

@@ -54,7 +54,7 @@ def test_a_near_duplicate_of_a_training_frame_is_refused(mined: Path, tmp_path: 
         write_photo(tmp_path / f"pictures/thing/{number:02d}.png", view("coffee.png", number))
     # 00 needs no partner: a painted mask makes it a source.
     painted(tmp_path / "masks", "thing/00", "part", (9, 9, 60, 60), (changed.shape[1], changed.shape[0]))
-    seen = r"is seen in the training set: thing/00 (looks like|shares a piece with) astronaut\.png"
+    seen = r"appear in the training set: thing/00 (looks like|shares a piece with) astronaut\.png"
     with pytest.raises(DataError, match=seen):
         build(tmp_path, images=tmp_path / "pictures", masks=tmp_path / "masks", against=(mined,))
 

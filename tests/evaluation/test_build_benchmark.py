@@ -103,8 +103,8 @@ def test_damaged_and_missing_images_are_named_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "dataset/../../secret.png"}, "leads out of"),
-        ({"part_box": [0.5, 0.5, 0.4, 0.6]}, "no box of ratios"),
+        ({"source": "dataset/../../secret.png"}, "leads outside of"),
+        ({"part_box": [0.5, 0.5, 0.4, 0.6]}, "is not a valid box; expected left < right"),
         ({"part_box": None}, "line 1"),
         ({"source_licence": ...}, "source_licence"),
     ],
@@ -169,7 +169,7 @@ def test_images_get_boxes_around_what_both_show_and_duplicates_are_no_pair(image
         encoding="utf-8"
     )
     (images / "LICENSE.md").unlink()
-    assert any("without a word on their licence" in note for note in build(tmp_path, images=images).notes)
+    assert any("come without a licence" in note for note in build(tmp_path, images=images).notes)
 
 
 def test_painted_masks_make_texture_and_inter_id_cases(images: Path, tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_painted_masks_make_texture_and_inter_id_cases(images: Path, tmp_path: P
             expected = np.zeros((160, 160), np.uint8)
             expected[60:100, 50:90] = 255
             np.testing.assert_array_equal(pixels(path), expected)
-    assert "--masks: part/nobody/00.png belongs to no image that was given" in built.notes
-    assert any("159 x 160 px, its image 160 x 160 px" in fault.reason for fault in built.faults)
+    assert "--masks: no image belongs to part/nobody/00.png" in built.notes
+    assert any("159 x 160 px, but its image is 160 x 160 px" in fault.reason for fault in built.faults)
 
 
 def test_what_lacks_a_mask_can_be_painted_and_comes_back(images: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_an_empty_or_full_mask_is_named(images: Path, tmp_path: Path, fill: int)
     Image.new("L", (160, 160), fill).save(path)
     built = build(tmp_path, images=images, masks=tmp_path / "masks")
     (fault,) = [fault for fault in built.faults if "part_inner, cup/00" in fault.reason]
-    assert "of the image is masked" in fault.reason
+    assert "of the image; mask a part" in fault.reason
 
 
 def test_large_images_are_reduced_together_with_their_masks(images: Path, tmp_path: Path) -> None:
@@ -233,23 +233,25 @@ def test_large_images_are_reduced_together_with_their_masks(images: Path, tmp_pa
 
 
 def test_folders_that_cannot_be_used_are_refused(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing to build from"):
+    with pytest.raises(
+        InputError, match="no input was given; name at least one of --dreambooth, --pictures and --pairs"
+    ):
         BuildOptions()
     with pytest.raises(InputError, match="would replace"):
         build_benchmark(images.parent, BuildOptions(images=images))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years of it")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="is not empty and not a benchmark"):
         build_benchmark(tmp_path / "work", BuildOptions(images=images))
     assert (tmp_path / "work" / "thesis.txt").is_file()
     with pytest.raises(InputError, match="expected masks in"):
         build(tmp_path, images=images, masks=tmp_path)
-    with pytest.raises(InputError, match="expected a folder per subject"):
+    with pytest.raises(InputError, match="expected one folder with images per subject"):
         build(tmp_path, images=images / "cup")
-    with pytest.raises(InputError, match="both called cup/00"):
+    with pytest.raises(InputError, match="have the same name cup/00"):
         shutil.copy(images / "cup/00.png", images / "cup/00.bmp")
         build(tmp_path, images=images)
-    with pytest.raises(DataError, match="no case came of"):
+    with pytest.raises(DataError, match="no benchmark case could be made"):
         lonely = tmp_path / "lonely"
         write_photo(lonely / "cup/00.png", view("coffee.png", 0))
         build(tmp_path, images=lonely)
@@ -267,14 +269,14 @@ def test_only_videos_that_were_not_trained_on_are_used(mined: Path, tmp_path: Pa
     assert len(cases) == built.cases["part_inner"] == 3
     about = json.loads((tmp_path / "benchmark/benchmark.json").read_text())
     assert about["against"][0]["source_hashes"] == sorted(source_hash(name)[:HASH_DIGITS] for name in seen)
-    with pytest.raises(DataError, match="none is of a video that was not trained on"):
+    with pytest.raises(DataError, match="pairs from videos may have been trained on"):
         build(tmp_path, pairs=(mined,), against=(mined,))
 
 
 def test_without_a_pipeline_what_our_trainer_would_hold_out_is_used(mined: Path, tmp_path: Path) -> None:
     built = build(tmp_path, pairs=(mined,))
     assert len({case["subject"] for case in facts(tmp_path / "benchmark", "part_inner").values()}) == 2
-    assert any("our trainer would hold out" in note for note in built.notes)
+    assert any("so only the videos that training would hold out are used" in note for note in built.notes)
 
 
 def test_the_part_boxes_of_a_mined_pair_show_the_same(mined: Path, tmp_path: Path) -> None:
@@ -318,9 +320,9 @@ def test_the_script_says_what_it_built_and_what_is_missing(
     monkeypatch.setattr(sys, "argv", command)
     benchmark_command.main()
     said = capsys.readouterr().out
-    assert f"left out: {images / 'cup/09.png'}: not an image" in said
-    assert "part composition, inter-ID: 0 cases; the paper has 120, 120 are missing" in said
+    assert f"skipped: {images / 'cup/09.png'}: cannot read the image" in said
+    assert "part composition, inter-ID: 0 cases; the paper has 120 (120 are missing)" in said
     monkeypatch.setattr(sys, "argv", [*command, "--most", "0"])
     with pytest.raises(SystemExit):
         benchmark_command.main()
-    assert "argument --most: must be a whole number, 1 or more, got '0'" in capsys.readouterr().err
+    assert "argument --most: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pyarrow as pa
@@ -17,12 +19,14 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from composed import compose_train
+from function_editor import FunctionEditor
 from omegaconf import OmegaConf
 
 from mimicbrush import assembly
 from mimicbrush.cli import evaluate as evaluate_command
 from mimicbrush.data.manifest import read_manifest, split_pairs
 from mimicbrush.errors import DataError
+from mimicbrush.evaluation.editors.protocol import PairBatch, PairResults
 from mimicbrush.evaluation.heldout.reference_gain import GAINS
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.pipelines import MimicBrushPipeline
@@ -117,6 +121,41 @@ def test_without_a_reference_unet_the_correspondence_is_left_out(mined: Path, tm
     assert len(table) == 2 and "model" in table[0].images and "correspondence" not in table[0].images
 
 
+def test_it_has_as_many_references_as_the_training(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+
+    class Editor(FunctionEditor):
+        most_references = 4
+
+        def edit_pairs(self, batch: PairBatch, *, with_correspondences: bool = False) -> PairResults:
+            if batch.references is not None:
+                seen.append(1 if batch.other_references is None else 1 + batch.other_references.shape[1])
+            return PairResults(batch.sources)
+
+    monkeypatch.setattr("mimicbrush.assembly.build._make_editor", lambda *_: Editor(lambda sources, *_: sources))
+
+    def number_frames(table: pa.Table, first: int, step: int) -> pa.Table:
+        for place, name in enumerate(("a_frame", "b_frame")):
+            column = table.schema.get_field_index(name)
+            frames = pa.array([first * place + step * row for row in range(len(table))], table.schema.field(name).type)
+            table = table.set_column(column, name, frames)
+        return table
+
+    # Stretches of frames that overlap are one shot; of pairs far apart, each is a shot of two frames.
+    for name, first, step, expected in (("long", 1000, 1, 2), ("short", 5, 100, 1)):
+        root = copied(mined, tmp_path / name, partial(number_frames, first=first, step=step))
+        chosen = options(f"data.root={root}", "data.num_references=2", "eval.max_pairs=2")
+        sources, _ = assembly.read_pair_sources(chosen.data)
+        evaluate = assembly.build_evaluation(chosen, sources, tmp_path / name / "run", Accelerator(cpu=True))
+        assert evaluate is not None
+        seen.clear()
+        evaluate(SimpleNamespace(set_progress_bar_config=lambda **_: None), 1)
+        assert set(seen) == {expected}, name
+        assert ("note: pairs are evaluated with one reference" in capsys.readouterr().out) == (expected == 1)
+
+
 def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_on(mined: Path, tmp_path: Path) -> None:
     alone, notes = pairs_and_notes(options(f"data.root={mined}"))
     assert alone == {pair.pair_id for pair in split_pairs(read_manifest(mined), "heldout") if pair.kind == "video"}
@@ -133,8 +172,8 @@ def test_of_several_folders_what_each_holds_out_and_nothing_that_another_trains_
     fewer = tmp_path / "fewer"
     copied(mined, fewer, lambda table: table.filter(pc.is_in(table["source_hash"], pa.array(videos[:3]))))
     found, notes = pairs_and_notes(options(named.format(mined, fewer).replace("image", "video")))
-    assert found == set() and "2 sources are held out in one folder and trained on in another" in notes[0]
-    assert "nothing is evaluated while training" in notes[1] and len(notes) == 2
+    assert found == set() and "2 sources are held out in one folder but trained on in another" in notes[0]
+    assert "there will be no evaluation during training" in notes[1] and len(notes) == 2
 
 
 def test_with_too_few_sources_nothing_is_evaluated_and_that_is_said(
@@ -143,7 +182,7 @@ def test_with_too_few_sources_nothing_is_evaluated_and_that_is_said(
     for chosen in (options(f"data.root={mined}", "data.heldout_ratio=0"), options(f"data.root={mined}", "eval=none")):
         sources, _ = assembly.read_pair_sources(chosen.data)
         assert assembly.build_evaluation(chosen, sources, tmp_path / "run", Accelerator(cpu=True)) is None
-    assert capsys.readouterr().out.count("nothing is evaluated while training") == 1
+    assert capsys.readouterr().out.count("there will be no evaluation during training") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -167,7 +206,7 @@ def test_a_folder_of_its_own_is_used_whole_unless_it_was_trained_on(mined: Path,
     # With one of the two it would have no other video to take a wrong reference from.
     video = next(pair.source_hash for pair in split_pairs(pairs, "heldout") if pair.kind == "video")
     alone = copied(mined, tmp_path / "alone", renamed({video}))
-    with pytest.raises(DataError, match=r"eval\.pairs=.*: one video is left"):
+    with pytest.raises(DataError, match=r"eval\.pairs=.* has one video that was not trained on; at least two"):
         pairs_and_notes(options(f"data.root={mined}", f"eval.pairs={alone}"))
     with pytest.raises(DataError, match=r"eval\.pairs=.* none of the 4 sources is held out"):
         pairs_and_notes(options(f"data.root={mined}", f"eval.pairs={mined}", "data.heldout_ratio=0"))

@@ -189,10 +189,10 @@ def test_a_pipeline_tells_where_the_hole_came_from(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"every_steps": -1}, r"eval\.every_steps=-1: must be a whole number, 0 or more \(0: never\)"),
-        ({"max_pairs": 1}, r"eval\.max_pairs=1: must be a whole number, 2 or more"),
-        ({"batch_size": 0}, r"eval\.batch_size=0: must be a whole number in 1\.\."),
-        ({"sets": ("warped",)}, "must hold natural"),
+        ({"every_steps": -1}, r"eval\.every_steps=-1: expected a whole number of at least 0 \(0: never\)"),
+        ({"max_pairs": 1}, r"eval\.max_pairs=1: expected a whole number of at least 2"),
+        ({"batch_size": 0}, r"eval\.batch_size=0: expected a whole number from 1 to "),
+        ({"sets": ("warped",)}, "must contain natural"),
         ({"sets": ("sharp",)}, r"eval\.sets=.*natural, warped"),
     ],
 )

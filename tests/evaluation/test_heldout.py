@@ -44,7 +44,7 @@ def test_split_all_uses_all_and_warns_of_sources_that_were_trained_on(rendered: 
 
 
 def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]) -> None:
-    with pytest.raises(DataError, match=r"were trained on before .* None is left"):
+    with pytest.raises(DataError, match=r"were trained on earlier .* No source is left"):
         select_heldout_pairs(rendered, "heldout", _trained_on(rendered))
     heldout = split_pairs(rendered, "heldout")
     seen = heldout[0].source_hash
@@ -52,7 +52,7 @@ def test_held_out_sources_that_were_trained_on_are_left_out(rendered: list[Pair]
     selection = select_heldout_pairs(rendered, "heldout", training)
     assert selection.pairs == [pair for pair in heldout if pair.source_hash != seen] != []
     (message,) = selection.messages
-    assert f"1 of the sources that are held out now were trained on before ({heldout[0].source_path})" in message
+    assert f"1 of the held-out sources were trained on earlier ({heldout[0].source_path})" in message
 
 
 def test_nothing_held_out_is_an_error_that_says_what_to_do(rendered: list[Pair]) -> None:

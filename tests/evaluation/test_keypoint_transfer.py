@@ -208,11 +208,11 @@ def test_spair_is_read_onto_the_canvas(tmp_path: Path) -> None:
     annotation = next((tmp_path / "PairAnnotation" / "test").glob("*.json"))
     values = json.loads(annotation.read_text())
     annotation.write_text(json.dumps(values | {"trg_kps": [[1, 2]]}))
-    with pytest.raises(DataError, match="keypoints in one image"):
+    with pytest.raises(DataError, match="keypoints of the two images have the shapes"):
         read_spair_tasks(tmp_path, 64, None)
     for outside in ({"src_imname": "../../../secret.jpg"}, {"category": "../../secret"}):
         annotation.write_text(json.dumps(values | outside))
-        with pytest.raises(InputError, match="leads out"):
+        with pytest.raises(InputError, match="leads outside of"):
             read_spair_tasks(tmp_path, 64, None)
     with pytest.raises(InputError, match="PairAnnotation/val"):
         read_spair_tasks(tmp_path, 64, None, split="val")
@@ -273,7 +273,7 @@ def test_the_script_measures_photographs_and_homographies(
     for wrong, message in (
         ([], "required"),
         (["--spair", "a", "--pairs", "b"], "not allowed"),
-        (["--spair", "a", "--strength", "weak"], "--strength is for --photographs"),
+        (["--spair", "a", "--strength", "weak"], "--strength can only be used with --photographs"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit):

@@ -116,7 +116,7 @@ def test_a_model_that_a_wrong_reference_only_hurts_has_a_gain_and_is_told_not_to
     first, second, third = describe_gains(summarise_pairs(scores, seed=0)).split("\n")
     assert first.startswith("Over none (true minus no reference) -0.5") and first.endswith("does harm.")
     assert second.startswith("Wrong against none (wrong minus no reference) -3.5") and second.endswith("does harm.")
-    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "serves better" in third
+    assert third.startswith("Reference gain (true minus wrong reference) +3.0") and "helps more" in third
 
 
 def test_copying_in_place_does_not_pay_in_the_warped_set(rendered: list[Pair]) -> None:
@@ -167,7 +167,7 @@ def test_no_number_is_lost_where_the_output_is_gone_in_the_end(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "mounted").touch()  # as a file: nothing can be made in it any more
     options = replace(OPTIONS, max_pairs=2)
-    with pytest.raises(OutputError, match="The result is kept as") as told:
+    with pytest.raises(OutputError, match="The result was saved as") as told:
         evaluate_heldout(copying, rendered, SIZE, options, tmp_path / "mounted" / "out")
     (kept,) = (tmp_path / "temporary").glob("*/out")
     metrics = json.loads((kept / "metrics.json").read_text())
@@ -194,7 +194,7 @@ def test_few_sources_are_cautioned_about_and_the_values_stay(rendered: list[Pair
     bounds = f"95 % interval {low:+.2f} to {high:+.2f}"
     for line in describe_gains(few).split("\n"):
         assert "too narrow with only 4 source videos)" in line
-    assert f"({bounds}, too narrow" in describe_gains(few)
+    assert f"({bounds}, which is too narrow" in describe_gains(few)
     assert "too narrow" in metrics["note"]
     assert metrics["note"] in format_summary(metrics, OPTIONS.sets)
     assert f"({bounds}): " in describe_gains(few | {"n_sources": MIN_SOURCES})
@@ -301,9 +301,9 @@ def test_sift_and_a_homography_miss_a_thing_that_moved() -> None:
         ({"split": "test"}, "heldout, all"),
         ({"sets": ("sharp",)}, "natural, warped"),
         ({"sets": ()}, "natural, warped"),
-        ({"sets": None}, "must be a list"),
-        ({"sets": "natural"}, "must be a list"),
-        ({"batch_size": 0}, r"batch_size=0: must be a whole number in 1\.\."),
+        ({"sets": None}, "expected a list"),
+        ({"sets": "natural"}, "expected a list"),
+        ({"batch_size": 0}, r"batch_size=0: expected a whole number from 1 to "),
         ({"seed": "x"}, "whole number"),
         ({"guidance_scale": "x"}, "a number"),
         ({"guidance_scale": True}, "a number"),

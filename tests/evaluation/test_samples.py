@@ -10,6 +10,7 @@ from function_editor import FunctionEditor
 from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.evaluation.editors.protocol import PairBatch, PairResults
+from mimicbrush.evaluation.heldout import samples
 from mimicbrush.evaluation.heldout.options import EvaluationOptions
 from mimicbrush.evaluation.heldout.run import evaluate_heldout
 from mimicbrush.evaluation.heldout.samples import load_sample, plan_samples
@@ -105,6 +106,39 @@ def test_further_references_are_frames_of_the_shot_that_are_not_the_pairs(overla
         assert one.other_references is None and np.array_equal(one.mask, sample.mask)
 
 
+def test_frames_are_read_of_the_chosen_pairs_alone(overlapping: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def read_pair(pair: Pair, *args: object) -> np.ndarray:
+        read.append(pair.source_hash)
+        return reading(pair, *args)  # type: ignore[arg-type]
+
+    reading = Pair.read
+    monkeypatch.setattr(Pair, "read", read_pair)
+    with pytest.warns(UserWarning, match="2 of 8 held-out pairs are left out"):
+        (plan,) = plan_samples(overlapping, 1, 0, num_references=2)
+    assert set(read) == {plan.pair.source_hash, plan.wrong_pair.source_hash} and len(read) <= 6
+
+
+def test_a_pair_whose_other_frames_are_too_much_like_its_source_gives_way(
+    overlapping: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        (before,) = plan_samples(overlapping, 1, 0, num_references=2)
+    still = before.pair.read_a()
+
+    def compare(frame: np.ndarray, source: np.ndarray) -> float:
+        return 1.0 if np.array_equal(source, still) else 0.0
+
+    monkeypatch.setattr(samples, "compare_frames", compare)
+    with pytest.warns(UserWarning, match="3 of 8 held-out pairs are left out"):
+        (plan,) = plan_samples(overlapping, 1, 0, num_references=2)
+        everything = plan_samples(overlapping, None, 0, num_references=2)
+    assert plan.pair.pair_id != before.pair.pair_id
+    ids = {each.pair_id for plan in everything for each in (plan.pair, plan.wrong_pair)}
+    assert len(everything) == 5 and before.pair.pair_id not in ids
+
+
 def test_only_an_editor_that_takes_several_references_gets_them(overlapping: list[Pair]) -> None:
     with pytest.warns(UserWarning, match="left out"):
         plans = plan_samples(overlapping, 2, 0, num_references=2)
@@ -123,7 +157,7 @@ def test_only_an_editor_that_takes_several_references_gets_them(overlapping: lis
     true, wrong, none = (batch.other_references for batch in seen)
     assert true is not None and wrong is not None and none is None
     assert true.shape == wrong.shape == (2, 1, SIZE, SIZE, 3) and not np.array_equal(true, wrong)
-    with pytest.raises(InputError, match=r"num_references: .* takes one reference; leave it at 1"):
+    with pytest.raises(InputError, match=r"num_references must be 1, because .* takes one reference"):
         edit_samples(FunctionEditor(lambda sources, *_: sources), samples, "reference")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -50,10 +51,10 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: MimicBrushEdito
     """Enough to notice a model that does not look at its reference; docs/results.md has more."""
     size = shipped_size_px()
     assert editor.pipeline.size_px == size
-    frames = []
-    for spec in demo_clips(HELDOUT_PHOTOGRAPHS, SCENES, seed=77).values():
-        shown = list(render_frames(spec))
-        frames.append([letterbox(shown[number], size, IMAGE_FILL) for number in (0, 24)])
+    frames = [
+        [letterbox(shown, size, IMAGE_FILL) for shown in islice(render_frames(spec), 0, 25, 24)]
+        for spec in demo_clips(HELDOUT_PHOTOGRAPHS, SCENES, seed=77).values()
+    ]
     sources, references = (np.stack(images) for images in zip(*frames, strict=True))
     masks = np.zeros((SCENES, size, size), np.uint8)
     cv2.circle(masks[0], (size // 2, size // 2), size // 5, 1, -1)

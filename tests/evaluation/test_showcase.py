@@ -20,8 +20,8 @@ from mimicbrush.evaluation.heldout.showcase import (
     SHOWCASE_COLUMNS,
     ShowcaseRow,
     choose_showcase_pairs,
-    find_farthest_moved,
-    find_moved_mask,
+    find_showcase_hole,
+    find_showcase_holes,
     make_showcase_sheet,
 )
 from mimicbrush.ops.contact_sheet import cell_corner, cell_fit
@@ -43,58 +43,77 @@ def negative(sources: np.ndarray, masks: np.ndarray, references: np.ndarray | No
     return 255 - sources
 
 
-def moved(pair: Pair, thing_px: float, camera_px: float = 0.0, seed: int = 0) -> Pair:
-    """Matches of a still scene in which a thing in the lower right quarter moved to the left."""
-    height, width = pair.size_px
-    rng = np.random.default_rng(seed)
-    still = rng.uniform((0, 0), (width * 0.6, height * 0.9), (40, 2))
-    thing = rng.uniform((width * 0.75, height * 0.6), (width * 0.95, height * 0.95), (20, 2))
-    a_points = np.concatenate([still, thing]).astype(np.float32)
-    moves = np.repeat([[camera_px, 0.0], [-thing_px, 0.0]], [40, 20], axis=0)
-    return replace(pair, a_points=a_points, b_points=(a_points + moves).astype(np.float32))
+def shifted(
+    pair: Pair, folder: Path, shift_px: int = 40, contrast: int = 90, patch_xy: tuple[int, int] = (90, 60)
+) -> Pair:
+    """A pair of frames in which all moved to the left, grey but for a patch of another grey, with a grid of matches."""
+    frame = np.full((120, 240, 3), 128, np.uint8)
+    x, y = patch_xy
+    frame[y - 8 : y + 8, x - 8 : x + 8] = 128 + contrast
+    frames = jpeg(frame[:, :160]), jpeg(np.roll(frame, -shift_px, axis=1)[:, :160])
+    file = folder / f"{pair.pair_id}.bin"
+    file.write_bytes(b"".join(frames))
+    xs, ys = np.meshgrid(np.arange(4, 160, 8), np.arange(4, 120, 8))
+    points = np.stack([xs.ravel(), ys.ravel()], axis=1).astype(np.float32)
+    points = points[points[:, 0] > shift_px]
+    return replace(
+        pair, size_px=(120, 160), a_file=file, a_span=(0, len(frames[0])), b_span=(len(frames[0]), len(frames[1])),
+        a_sha256="", b_sha256="", a_points=points, b_points=points - np.array([shift_px, 0], np.float32),
+    )  # fmt: skip
 
 
-def test_the_hole_lies_over_the_thing_that_moved(rendered: list[Pair]) -> None:
-    pair = moved(rendered[0], thing_px=50)
-    hole = find_moved_mask(pair)
+def test_the_hole_hides_what_only_the_reference_shows(rendered: list[Pair], tmp_path: Path) -> None:
+    hole = find_showcase_hole(shifted(rendered[0], tmp_path))
     assert hole is not None
-    assert hole.mask.shape == pair.size_px and set(np.unique(hole.mask)) == {0, 255}
-    assert hole.moved_ratio == pytest.approx(50 / 160) == hole.against_ratio
-    columns, rows = pair.a_points.round().astype(int).T
-    covered = hole.mask[rows, columns] > 0
-    assert covered[40:].mean() > 0.7 and not covered[:40].any()
-    assert 0.03 < (hole.mask > 0).mean() < 0.3
+    assert hole.mask.shape == (120, 160) and set(np.unique(hole.mask)) == {0, 255}
+    assert (hole.mask[52:68, 82:98] == 255).all()  # the patch
+    assert (hole.mask > 0).mean() == pytest.approx(np.pi * (0.12 * 160) ** 2 / (120 * 160), rel=0.05)
+    fainter = find_showcase_hole(shifted(rendered[0], tmp_path, contrast=30))
+    assert fainter is not None and 0 < fainter.margin < hole.margin / 4
 
 
-def test_where_all_moves_with_the_camera_the_hole_lies_anywhere(rendered: list[Pair]) -> None:
-    hole = find_moved_mask(moved(rendered[0], thing_px=-20, camera_px=20))
-    assert hole is not None and hole.moved_ratio == pytest.approx(20 / 160) and hole.against_ratio < 1e-6
+def test_where_copying_in_place_is_right_there_is_no_hole(rendered: list[Pair], tmp_path: Path) -> None:
+    hole = find_showcase_hole(shifted(rendered[0], tmp_path, shift_px=0))
+    assert hole is None or hole.margin < 10  # noise of the JPEG
 
 
-def test_without_matches_that_move_together_there_is_no_hole(rendered: list[Pair]) -> None:
-    pair = rendered[0]
+def test_what_the_reference_does_not_show_is_not_hidden(rendered: list[Pair], tmp_path: Path) -> None:
+    """The patch leaves the frame: it is in no match, and a reference moved by the others does not show it."""
+    hole = find_showcase_hole(shifted(rendered[0], tmp_path, shift_px=80, patch_xy=(70, 60)))
+    assert hole is None or not (hole.mask[52:68, 62:78] > 0).any() or hole.margin < 10
+
+
+def test_without_matches_that_move_together_there_is_no_hole(rendered: list[Pair], tmp_path: Path) -> None:
+    pair = shifted(rendered[0], tmp_path)
     none = np.zeros((0, 2), np.float32)
-    assert find_moved_mask(replace(pair, a_points=none, b_points=none)) is None
+    assert find_showcase_hole(replace(pair, a_points=none, b_points=none)) is None
+    for count in (1, 2, 9):
+        few = replace(pair, a_points=pair.a_points[:count], b_points=pair.b_points[:count])
+        assert find_showcase_hole(few) is None
+    sparse = np.array([[20 * n, 60] for n in range(1, 8)], np.float32)
+    assert find_showcase_hole(replace(pair, a_points=sparse, b_points=sparse)) is None
     rng = np.random.default_rng(0)
     for _ in range(20):  # false matches move anywhere
         points = rng.uniform((0, 0), (160, 120), (2, 60, 2)).astype(np.float32)
-        assert find_moved_mask(replace(pair, a_points=points[0], b_points=points[1])) is None
+        assert find_showcase_hole(replace(pair, a_points=points[0], b_points=points[1])) is None
 
 
-def test_rows_are_the_pairs_that_moved_farthest_one_of_each_source(rendered: list[Pair]) -> None:
+def test_rows_have_the_largest_margins_one_of_each_source(rendered: list[Pair], tmp_path: Path) -> None:
     """Whatever order they come in, and nothing but the pairs is asked for."""
-    moves = [10, 40, 20, 15, 60, 50, 30, 5]  # two pairs of each of four sources
-    pairs = [moved(pair, px, seed=number) for number, (pair, px) in enumerate(zip(rendered, moves, strict=True))]
+    contrasts = [10, 70, 40, 30, 110, 90, 50, 15]  # two pairs of each of four sources
+    pairs = [shifted(pair, tmp_path, contrast=each) for pair, each in zip(rendered, contrasts, strict=True)]
     plans = [SamplePlan(pair, pairs[0]) for pair in pairs]
     expected = [pairs[4].pair_id, pairs[1].pair_id, pairs[6].pair_id]
-    for _ in range(5):
+    for _ in range(3):
         random.Random(0).shuffle(plans)
         assert [plan.pair.pair_id for plan, _ in choose_showcase_pairs(plans)] == expected
-    assert len(find_farthest_moved(pairs)) == 4
+    assert len(find_showcase_holes(pairs)) == 4
+    pairs[4].a_file.write_bytes(b"")
+    assert find_showcase_holes(pairs)[0][0].pair_id == pairs[5].pair_id
 
 
 def test_what_an_editor_makes_of_them_does_not_choose_the_rows(rendered: list[Pair], tmp_path: Path) -> None:
-    pairs = [moved(pair, 10 + 7 * number, seed=number) for number, pair in enumerate(rendered)]
+    pairs = [shifted(pair, tmp_path, contrast=20 + 10 * number) for number, pair in enumerate(rendered)]
     sheets = []
     for name, editor in (("good", untouched), ("bad", negative)):
         evaluate_heldout(editor, pairs, SIZE, EvaluationOptions(sets=("natural",), sheet_pairs=1), tmp_path / name)
@@ -110,7 +129,7 @@ def test_where_no_images_of_the_natural_set_are_asked_for_there_is_none(
     rendered: list[Pair], tmp_path: Path, options: EvaluationOptions
 ) -> None:
     (tmp_path / "showcase.png").write_bytes(b"of an earlier run")
-    evaluate_heldout(untouched, [moved(pair, 30) for pair in rendered[::2]], SIZE, options, tmp_path)
+    evaluate_heldout(untouched, [shifted(pair, tmp_path) for pair in rendered[::2]], SIZE, options, tmp_path)
     assert not (tmp_path / "showcase.png").exists()
 
 

@@ -54,4 +54,4 @@ def test_only_the_third_frame_shows_what_the_hole_covers(
     told = capsys.readouterr().out
     assert f"cut: {len(records)} pairs of " in told and "two - third frame: +0.00 [+0.00, +0.00] dB" in told
     print_table("cut", [])
-    assert capsys.readouterr().out == "cut: no pair\n"
+    assert capsys.readouterr().out == "cut: no pairs\n"

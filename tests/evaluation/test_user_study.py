@@ -108,14 +108,14 @@ def test_raters_rank_in_a_browser_go_on_later_and_their_answers_score(
         order = page.evaluate("state.order")
         page.reload()
         assert page.evaluate("state.order") == order
-        assert page.locator("#place").inner_text() == "Image 2 of 4; 2 are ranked"
+        assert page.locator("#place").inner_text() == "Image 2 of 4; 2 ranked completely"
         page.click("#next")
         rank_by_colour(page, best=2)
         # A rank has one owner: whoever had it loses it, and the case is open again.
         page.check("input[name='harmony-A'][value='3']")
         page.check("input[name='harmony-B'][value='3']")
         assert not page.is_checked("input[name='harmony-A'][value='3']")
-        assert "2 are ranked" in page.locator("#place").inner_text()
+        assert "2 ranked completely" in page.locator("#place").inner_text()
         rank_by_colour(page, best=2)
         with page.expect_download() as downloaded:
             page.click("#download")
@@ -173,7 +173,7 @@ def test_a_case_without_all_results_is_left_out_and_named(evaluation: Path, benc
     assert made.cases == 2
     assert {fault.path: fault.reason for fault in made.faults} == {
         missing: "no such file",
-        small: "9 x 9 px, its source 64 x 48 px",
+        small: "the result is 9 x 9 px, but its source is 64 x 48 px",
     }
     two = make_study(evaluation, benchmark, tmp_path / "study", editors=["xenops", "Zebra Editor"], max_cases=3)
     assert (two.cases, two.faults, two.editors) == (3, [], ("xenops", "Zebra Editor"))
@@ -199,11 +199,11 @@ def test_what_cannot_be_studied_is_refused(evaluation: Path, benchmark: Path, tm
         make_study(evaluation, benchmark, tmp_path / "study", editors=["yak", "yak"])
     with pytest.raises(InputError, match="at least two editors"):
         make_study(benchmark, benchmark, tmp_path / "study")
-    with pytest.raises(InputError, match="holds something that is no study"):
+    with pytest.raises(InputError, match="is not empty and not a user study"):
         make_study(evaluation, benchmark, evaluation)
     for path in (evaluation / "results/yak").rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match="no case has a result of each"):
+    with pytest.raises(DataError, match="no case has results of all"):
         make_study(evaluation, benchmark, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
@@ -244,7 +244,7 @@ def test_rankings_that_are_not_whole_are_counted_and_do_not_count(study: Path, t
     assert found.scores[names[0]]["harmony"].rankings == 6
     assert found.scores[names[0]]["harmony"].best == pytest.approx(400 / 6)
     empty = {**partly, "answers": {}}
-    with pytest.raises(DataError, match="nobody ranked all results"):
+    with pytest.raises(DataError, match="no rater ranked all results"):
         score_study(study / "key.json", [write(tmp_path / "c.json", empty)])
 
 
@@ -252,26 +252,26 @@ def test_answers_that_do_not_belong_are_refused(study: Path, tmp_path: Path) -> 
     good = answers_of(study, "a", list(COLOURS))
     case = next(iter(good["answers"]))
     refused = {
-        "answers study 0123": {**good, "study": "0123"},
-        "expected 'mimicbrush user study answers 1'": {**good, "format": "other"},
-        "not about the cases": {**good, "answers": {"q999": {}}},
-        "no ranking of A, B, C from 1 to 3": {**good, "answers": {case: {"harmony": {"A": 1, "B": 1}}}},
-        "no ranking of": {**good, "answers": {case: {"quality": {"A": 4}}}},
-        "no ranking": {**good, "answers": {case: {"quality": {"D": 1}}}},
-        "is no ranking": {**good, "answers": {case: 5}},
+        "belongs to study 0123": {**good, "study": "0123"},
+        "expected the format 'mimicbrush user study answers 1'": {**good, "format": "other"},
+        "do not belong to the cases": {**good, "answers": {"q999": {}}},
+        "not a ranking of A, B, C from 1 to 3": {**good, "answers": {case: {"harmony": {"A": 1, "B": 1}}}},
+        "not a ranking of": {**good, "answers": {case: {"quality": {"A": 4}}}},
+        "not a ranking": {**good, "answers": {case: {"quality": {"D": 1}}}},
+        "is not a ranking": {**good, "answers": {case: 5}},
     }
     for message, answers in refused.items():
         with pytest.raises(InputError, match=re.escape(message)):
             score_study(study / "key.json", [write(tmp_path / "answers.json", answers)])
     one, two = (write(tmp_path / f"{n}.json", good) for n in (1, 2))
-    with pytest.raises(InputError, match="are of one rater"):
+    with pytest.raises(InputError, match="are from the same rater"):
         score_study(study / "key.json", [one, two])
-    with pytest.raises(InputError, match="are of one rater"):
+    with pytest.raises(InputError, match="are from the same rater"):
         score_study(study / "key.json", [one, one])
     damaged = {key: value for key, value in json.loads((study / "key.json").read_text()).items() if key != "editors"}
     with pytest.raises(InputError, match="it lacks editors"):
         score_study(write(tmp_path / "key.json", damaged), [one])
-    with pytest.raises(InputError, match="expected 'mimicbrush user study key 1'"):
+    with pytest.raises(InputError, match="expected the format 'mimicbrush user study key 1'"):
         score_study(one, [two])
     (tmp_path / "3.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
@@ -307,7 +307,7 @@ def test_the_script_makes_and_scores(
 
     study = tmp_path / "study"
     said = run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 3)
-    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were left out" in said
+    assert f"study {key_of(study)['study']}: 3 cases of Zebra Editor, xenops, yak; 0 were skipped" in said
     answers = write(tmp_path / "answers.json", answers_of(study, "a", list(COLOURS), missing=1))
     said = run("score", study, answers, "--output", tmp_path / "scores.json")
     assert "| Zebra Editor | 100.0 [100.0, 100.0] |" in said
@@ -315,4 +315,4 @@ def test_the_script_makes_and_scores(
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["yak"]["harmony"]["best"] == 0
     with pytest.raises(SystemExit):
         run("make", evaluation, "--benchmark", benchmark, "--output", study, "--cases", 0)
-    assert "argument --cases: must be a whole number, 1 or more, got '0'" in capsys.readouterr().err
+    assert "argument --cases: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

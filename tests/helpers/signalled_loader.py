@@ -6,6 +6,9 @@ import os
 import signal
 import sys
 import time
+from typing import Any
+
+import torch.utils.data._utils.worker as torch_worker
 
 from mimicbrush.data.dataset import PairDataset
 from mimicbrush.data.loader import poll_batches
@@ -13,8 +16,16 @@ from mimicbrush.data.options import DataOptions
 from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.data.sampler import RankBatches
 
-#: A worker of torch looks every five seconds whether its parent is still there.
-_IDLE_S = 7
+#: A worker of torch looks every five seconds whether its parent is still there; here it does so more often.
+_LOOK_S, _IDLE_S = 0.1, 1.0
+
+
+class WatchfulDataset(PairDataset):
+    """The same samples; where it is unpickled, which is in a worker, the worker looks after its parent more often."""
+
+    def __setstate__(self, state: Any) -> None:
+        torch_worker.MP_STATUS_CHECK_INTERVAL = _LOOK_S
+        self.__dict__.update(state)
 
 
 def main() -> None:
@@ -22,7 +33,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)  # what a run does with them is not the matter here
     options = DataOptions(root=sys.argv[1], heldout_ratio=0.0)
-    dataset = PairDataset(load_pair_sources(options), 32, options, seed=1)
+    dataset = WatchfulDataset(load_pair_sources(options), 32, options, seed=1)
     polled = poll_batches(dataset, RankBatches(0, 12, 1, 1, 0, 1), num_workers=1)
     batches = (batch for batch in polled if batch is not None)
     next(batches)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import torchmetrics.functional.image as peer
 from safetensors.torch import save_file
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from mimicbrush.evaluation.benchmark.backbones import load_backbones
 from mimicbrush.evaluation.benchmark.metrics import CasePixels, score_case
@@ -22,6 +21,12 @@ from mimicbrush.evaluation.benchmark.options import BackboneOptions
 
 
 def main(case_file: str, folder: str) -> None:
+    # This process is a fork of one that hides torchvision. Nothing in it has asked for torchvision yet.
+    sys.modules.pop("torchvision", None)
+    warnings.simplefilter("ignore")
+    import torchmetrics.functional.image as peer
+    from torchmetrics.functional.image.lpips import _LPIPS
+
     case = np.load(case_file)
     result, truth, mask = case["result"], case["truth"], case["mask"]
     torch.manual_seed(0)

@@ -81,7 +81,7 @@ def test_a_reading_that_hangs_costs_no_other(clips: list[Path], truth: Path, tmp
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)
     files = [Damaged("pipe", pipe, clips[0], False)]
-    readings = read_all("opencv", PyAVReader(), clips[:1], files, truth, workers=1, timeout_s=8.0, memory_gib=8.0)
+    readings = read_all("opencv", PyAVReader(), clips[:1], files, truth, workers=1, timeout_s=4.0, memory_gib=8.0)
     assert [reading.outcome for reading in readings] == ["right", "hung"]
     assert "| pipe | opencv | 1 | 0 | 0 | 0 | 0 | 1 |" in table(readings)
     assert read_one("ours", PyAVReader(), files[0], truth).outcome == "refused"

@@ -87,7 +87,7 @@ def test_a_full_disk_is_said_and_what_was_done_stays(tmp_path: Path, monkeypatch
         write_aside(path, write)
 
     monkeypatch.setattr(shards, "write_aside", full)
-    with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards stay"):
+    with pytest.raises(DataError, match=r"shard 1 cannot be written .* the disk is full\. Finished shards are kept"):
         mine_folder(tmp_path / "in", tmp_path / "out", OPTIONS, resources=Resources(workers=1), progress=False)
     assert [path.name for path in (tmp_path / "out/markers").iterdir()] == ["shard-000000.json"]
     assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -101,7 +101,7 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.Monke
         raise ConnectionError(f"nobody at {options['address']}")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
-    with pytest.raises(InputError, match=r"^ray_address=a:1: no cluster answers there \(nobody at a:1\)$"):
+    with pytest.raises(InputError, match=r"^ray_address=a:1: cannot connect to a cluster there \(nobody at a:1\)$"):
         list(executors._run_ray([], Resources(ray_address="a:1")))
 
 

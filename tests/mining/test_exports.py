@@ -189,10 +189,10 @@ def test_verify_names_what_is_wrong_and_the_same_command_mends_it(few: Path, tmp
     (output / "train" / "metadata.jsonl").write_text("{}")
     faults = "\n".join(verify_export(output, progress=False)[0])
     for expected_fault in (
-        f"{target.name} is not as it was written; delete it, and give",
+        f"{target.name} has changed since it was written; delete it, and run the export command again",
         "cannot be read (No such file or directory)",
-        "mine.png is no file of this export",
-        "train/metadata.jsonl is not as it was written",
+        "mine.png is not a file of this export",
+        "train/metadata.jsonl has changed since it was written",
     ):
         assert expected_fault in faults
     assert len(faults.splitlines()) == 4
@@ -215,7 +215,8 @@ def test_records_that_were_changed_are_found_and_written_again(few: Path, tmp_pa
     for path, key, value in changes:
         path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
         if path == summary:
-            with pytest.raises(DataError, match=r"is not finished, or records/summary.json is damaged \(it is not as"):
+            message = r"is not finished, or records/summary.json is damaged \(it has changed since it was written\)"
+            with pytest.raises(DataError, match=message):
                 verify_export(output, progress=False)
             (output / "records" / "summary.json").write_bytes(expected["records/summary.json"])
         else:
@@ -226,7 +227,7 @@ def test_records_that_were_changed_are_found_and_written_again(few: Path, tmp_pa
     marker.with_name("train-000001.json").touch()
     for left in (marker.with_name("train-000001.json"), output / "records" / "begun.json"):
         left.touch()
-        with pytest.raises(DataError, match="is not finished: a run that added to it was stopped"):
+        with pytest.raises(DataError, match="is not finished: a run that continued it was stopped"):
             verify_export(output, progress=False)
         left.unlink()
 
@@ -301,14 +302,14 @@ def test_a_list_of_captions_may_be_parquet_and_must_have_the_column(tmp_path: Pa
     assert [options.find_caption(path) for path in ("c.tar/x.jpg", "c.tar/y.jpg", "d")] == [
         "its own", "of the tar", "else"
     ]  # fmt: skip
-    with pytest.raises(InputError, match="no column `text`; beside `path` it has: caption, note"):
+    with pytest.raises(InputError, match="no column `text`; in addition to `path`, it has: caption, note"):
         read_list_column(tmp_path / "list.parquet", "text")
-    with pytest.raises(InputError, match="cannot be the text of a file"):
+    with pytest.raises(InputError, match=r"the column .* has another meaning"):
         read_list_column(tmp_path / "list.parquet", "path")
     (tmp_path / "twice.csv").write_text("path,caption\na.mp4,one\n./a.mp4,two\n")
-    with pytest.raises(InputError, match=r"'a\.mp4' is named twice, with different texts"):
+    with pytest.raises(InputError, match=r"'a\.mp4' is listed twice, with different texts"):
         read_list_column(tmp_path / "twice.csv", "caption")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         read_list_column(tmp_path / "none.csv", "caption")
 
 
@@ -323,11 +324,11 @@ def test_a_pair_that_cannot_be_read_is_refused_with_its_reason(mined: Path, tmp_
     summary = export(folder, tmp_path / "out", options_of("musubi"))
     assert summary["refused"] == {"unreadable": 1} and sum(summary["written"].values()) == 15  # type: ignore[attr-defined]
     (line,) = (tmp_path / "out" / "records" / "refused.jsonl").read_text().splitlines()
-    assert json.loads(line)["pair_id"] == bad.pair_id and "no whole JPEG" in json.loads(line)["detail"]
+    assert json.loads(line)["pair_id"] == bad.pair_id and "not a complete JPEG" in json.loads(line)["detail"]
     assert bad.pair_id not in {row["pair_id"] for row in read_records(tmp_path / "out").values()}
     band = export(mined, tmp_path / "band", options_of(views=1, data=DataOptions(max_ssim=0.4)))
     assert band["refused"] == {"outside_ssim_band": 12} and band["written"] == {"train": 2, "heldout": 2}
-    with pytest.raises(DataError, match="no pair to export"):
+    with pytest.raises(DataError, match="there are no pairs to export"):
         export(folder_of_videos(mined, tmp_path), tmp_path / "none", options_of(data=DataOptions(max_ssim=0.4)))
 
 
@@ -349,7 +350,7 @@ def test_licences_of_the_list_stand_beside_the_samples(few: Path, tmp_path: Path
     pq.write_table(rows, part)
     export(folder, tmp_path / "out", options_of(views=1))
     text = (tmp_path / "out" / "LICENCES.txt").read_text()
-    assert "CC BY 4.0: files 1, samples 1\n" in text and "the list of inputs gave none: files 3, samples 3\n" in text
+    assert "CC BY 4.0: files 1, samples 1\n" in text and "the list of inputs has none: files 3, samples 3\n" in text
     origins = [json.loads(line) for line in (tmp_path / "out" / "records" / "origins.jsonl").read_text().splitlines()]
     assert {row["source_path"]: row["licence"] for row in origins}["coffee.png.mp4"] == "CC BY 4.0"
     assert sum(row["samples"] for row in origins) == 4 and all(len(row["source_hash"]) == 64 for row in origins)
@@ -399,23 +400,23 @@ def test_seed_mask_strategy_and_quality_decide_the_pixels(few: Path, tmp_path: P
 def test_a_folder_with_other_settings_or_other_things_is_refused(mined: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     export(mined, output, options_of("diffsynth"), max_bytes=0)
-    with pytest.raises(InputError, match=r"other settings:\n  format: 'diffsynth' there, 'musubi' now"):
+    with pytest.raises(InputError, match=r"other settings:\n  format: 'diffsynth' in the folder, 'musubi' now"):
         export(mined, output, options_of("musubi"))
-    with pytest.raises(InputError, match="captions: '' there"):
+    with pytest.raises(InputError, match="captions: '' in the folder"):
         export(mined, output, options_of("diffsynth", captions={"a": "b"}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
-    with pytest.raises(InputError, match="holds other things than an export"):
+    with pytest.raises(InputError, match="has other files than an export"):
         export(mined, tmp_path / "other", options_of())
-    with pytest.raises(InputError, match="lies in, the mined folder"):
+    with pytest.raises(InputError, match="is inside, the mined folder"):
         export(mined, mined / "out", options_of())
     assert not (mined / "out").exists()
-    with pytest.raises(InputError, match="must be a multiple of 16"):
+    with pytest.raises(InputError, match="expected a multiple of 16"):
         ExportOptions(size_px=40)
     with pytest.raises(InputError, match="is empty"):
         ExportOptions(caption=" \n")
     (output / "records" / "export.json").write_text('{"format": 2}')
-    with pytest.raises(DataError, match="of version 2, this code reads 1"):
+    with pytest.raises(DataError, match="has version 2, and this version of mimicbrush reads 1"):
         verify_export(output)
     assert parts.read_export_folder(mined) is None
 
@@ -458,30 +459,33 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     ]
     assert run(monkeypatch, *line, "--no-progress", "--max-gib", 1e-9) == 0
     said = capsys.readouterr().out
-    assert "of 8 pairs, 0 pairs as 0 samples in train/" in said and "give the same command with a larger --max" in said
+    assert "of 8 pairs, 0 pairs as 0 samples in train/" in said and "run the same command with a larger --max" in said
     assert run(monkeypatch, *line, "--no-progress") == 0
     said = capsys.readouterr()
     assert "of 8 pairs, 4 pairs as 8 samples in train/, 4 pairs as 8" in said.out and said.err == ""
     assert run(monkeypatch, "verify", output, "--no-progress") == 0
-    assert "all is as it was written" in capsys.readouterr().out
+    assert "everything is as it was written" in capsys.readouterr().out
     settings = json.loads((output / "records" / "export.json").read_text())["settings"]
     assert settings["data.heldout_ratio"] == 0.3 and settings["data.jitter"]["brightness"] == 0
     assert settings["data.mask"]["box_sides"] == [0.5, 0.6] and settings["data.mask"]["strategy"] == "box"
     next((output / "train" / "target").iterdir()).unlink()
     assert run(monkeypatch, "verify", output, "--no-progress") == 1
-    assert "1 things are wrong, named above" in capsys.readouterr().out
+    assert "1 faults were found (see above)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--views 2 --side-by-side", r"--views, --side-by-side: only with --format"),
+        ("--views 2 --side-by-side", r"--views, --side-by-side can only be used with --format \(one of diffusers,"),
         ("--format musubi", "--format needs -o OUT"),
-        ("--format musubi -o OUT --set train.max_steps=1", "--set train.max_steps=1: an export reads OPTION=VALUE"),
+        (
+            "--format musubi -o OUT --set train.max_steps=1",
+            "--set train.max_steps=1: expected OPTION=VALUE with one of",
+        ),
         ("--format musubi -o OUT --mask-strategy box_", "data.mask.strategy=box_"),
-        ("--format musubi -o OUT --size 40", "must be a multiple of 16"),
-        ("--format musubi -o OUT --captions none.csv", "none.csv is not there"),
-        ("--format musubi -o OUT --caption-column text", "--caption-column text: name the list, too"),
+        ("--format musubi -o OUT --size 40", "expected a multiple of 16"),
+        ("--format musubi -o OUT --captions none.csv", "none.csv does not exist"),
+        ("--format musubi -o OUT --caption-column text", "--caption-column text: give the list, too"),
     ],
 )
 def test_wrong_options_of_an_export_are_one_message_and_leave_nothing(

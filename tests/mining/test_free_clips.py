@@ -103,8 +103,8 @@ def test_clips_are_fetched_over_a_line_that_breaks_with_their_licences(
     assert [each for each in server.ranges if each[0] == "a.mp4"] == [
         ("a.mp4", ""), ("a.mp4", "bytes=5000-"), ("a.mp4", "bytes=8000-")]  # fmt: skip
     said = capsys.readouterr().out
-    assert f"nobody has stated the hash of b.mp4. From now on it must be {sha256(videos[1])}" in said
-    assert re.search(r"2 of 2 clips are here \(.* kB\); 2 were fetched now", said)
+    assert f"the list has no hash for b.mp4. From now on, its hash must be {sha256(videos[1])}" in said
+    assert re.search(r"2 of 2 clips are in .* \(.* kB\); 2 were downloaded now", said)
     assert f"next: mimicbrush mine input={tmp_path / 'clips/clips.csv'} output=PAIRS" in said
     credits = (tmp_path / "clips/ATTRIBUTION.md").read_text()
     assert "`one/a.mp4`: Ada, of Example. Licence: [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)" in credits
@@ -157,9 +157,9 @@ def test_a_fetch_that_is_killed_goes_on_and_its_clips_are_mined(
         ({}, {"sha256": "0" * 64}, "the list says 0000"),
         ({}, {"num_bytes": 7}, "bytes, and the list says 7"),
         ({}, {"max_bytes": 1000}, "more than the limit of 1 kB"),
-        ({"Content-Length": ""}, {"max_bytes": 1000}, "sends more than 1 kB"),
-        ({"Content-Type": "text/html; charset=utf-8"}, {}, "sends a web page"),
-        ({"Content-Encoding": "gzip"}, {}, "sends packed content"),
+        ({"Content-Length": ""}, {"max_bytes": 1000}, "sent more than 1 kB"),
+        ({"Content-Type": "text/html; charset=utf-8"}, {}, "sent a web page"),
+        ({"Content-Encoding": "gzip"}, {}, "sent compressed content"),
     ],
 )
 def test_another_file_than_was_asked_for_is_not_kept(
@@ -192,9 +192,9 @@ def test_what_is_no_whole_video_is_a_failure_and_the_others_go_on(
     (tmp_path / "list.csv").write_text(HEADER + "".join(lines))
     assert fetch() == 1
     said = capsys.readouterr()
-    assert re.search(r"failed: a\.mp4: what the server sent is no (whole )?video", said.err)
-    assert "failed: c.mp4" in said.err and "the server answers 404" in said.err
-    assert "1 of 3 clips are here" in said.out
+    assert re.search(r"failed: a\.mp4: the downloaded file is not an? (intact )?video", said.err)
+    assert "failed: c.mp4" in said.err and "the server answered 404" in said.err
+    assert "1 of 3 clips are in" in said.out
     with (tmp_path / "clips/clips.csv").open() as file:
         assert [row["path"] for row in csv.DictReader(file)] == ["b.mp4"]
 
@@ -203,7 +203,9 @@ def test_a_part_of_an_older_version_is_not_joined_to_a_newer_one(
     tmp_path: Path, videos: list[bytes], server: FileServer
 ) -> None:
     server.files["a.mp4"], server.breaks = videos[0], {"a.mp4": [4000, 0, 0, 0, 0]}
-    with pytest.raises(DownloadError, match=r"the connection ended early; 4 kB are here, and the same command goes on"):
+    with pytest.raises(
+        DownloadError, match=r"the connection ended early; 4 kB are already here. Run the same command again"
+    ):
         download_file(server.url("a.mp4"), tmp_path / "a.mp4", max_bytes=10**9)
     assert (tmp_path / ".a.mp4.part").stat().st_size == 4000
     server.files["a.mp4"], server.breaks = videos[1], {}
@@ -262,12 +264,12 @@ def test_only_https_and_no_way_back_from_it(tmp_path: Path, server: FileServer) 
         "https://[",
         "",
     ):
-        with pytest.raises(DownloadError, match="must begin with https://"):
+        with pytest.raises(DownloadError, match="starts with https://"):
             check_address(url)
     check_address("https://example.org/a.mp4")
     for target in ("http://example.org/a.mp4", "file:///etc/hostname"):
         server.redirects["a.mp4"] = target
-        with pytest.raises((DownloadError, InputError), match=r"is not https|answers 302"):
+        with pytest.raises((DownloadError, InputError), match=r"is not an https address|answered 302"):
             download_file(server.url("a.mp4"), tmp_path / "a.mp4", max_bytes=10**9)
     handler, request = download._CheckedRedirects(), urllib.request.Request("https://example.org/a.mp4")
     with pytest.raises(DownloadError, match="which is this machine"):
@@ -280,20 +282,20 @@ def test_only_https_and_no_way_back_from_it(tmp_path: Path, server: FileServer) 
     ("row", "message"),
     [
         ("a.mp4,https://example.org/a.mp4,,Ada,,,,", "licence is empty. A clip without"),
-        ("../a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,", "must be the name of a video inside"),
-        ("a.exe,https://example.org/a.exe,CC0 1.0,Ada,,,,", "must be the name of a video inside"),
-        ("a.mp4,http://example.org/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* must begin with https://"),
-        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,abc,,,", "is not 64 hexadecimal digits"),
-        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,-1,,", "must be a whole number above 0"),
-        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,9,8", "end_s=8 is not after start_s=9"),
-        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,,more", "more cells than the header has"),
-        (f"a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,{'9' * 5000},,", "must be a whole number above 0"),
-        ("a.mp4,https://example.org:99999/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* name a server .*Port out of range"),
-        ("a.mp4,https://a..b/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* name a server .*label empty"),
-        ("a.mp4,https://exa mple/a.mp4,CC0 1.0,Ada,,,,", r"entry 1: .* name a server .*has spaces"),
-        ("clips.csv/a.mp4,https://a/b,CC0 1.0,Ada,,,,", "must not begin with a dot or be clips.csv"),
-        (f"{'a' * 250}.mp4,https://a/b,CC0 1.0,Ada,,,,", "each part has at most 200 bytes"),
-        ("a.mp4,https://a/b,CC0 1.0,Ada,,,,\n./A.mp4,https://a/c,CC0 1.0,Ada,,,,", "'A.mp4' is named twice"),
+        ("../a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,", ": expected the name of a video inside"),
+        ("a.exe,https://example.org/a.exe,CC0 1.0,Ada,,,,", ": expected the name of a video inside"),
+        ("a.mp4,http://example.org/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* starts with https://"),
+        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,abc,,,", "expected 64 hexadecimal digits"),
+        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,-1,,", "expected a whole number above 0"),
+        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,9,8", "end_s=8 must be larger than start_s=9"),
+        ("a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,,more", "more cells than in the header"),
+        (f"a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,{'9' * 5000},,", "expected a whole number above 0"),
+        ("a.mp4,https://example.org:99999/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* has a host name .*Port out of range"),
+        ("a.mp4,https://a..b/a.mp4,CC0 1.0,Ada,,,,", "entry 1: .* has a host name .*label empty"),
+        ("a.mp4,https://exa mple/a.mp4,CC0 1.0,Ada,,,,", r"entry 1: .* has a host name .*has spaces"),
+        ("clips.csv/a.mp4,https://a/b,CC0 1.0,Ada,,,,", "must not start with a dot, must not be clips.csv"),
+        (f"{'a' * 250}.mp4,https://a/b,CC0 1.0,Ada,,,,", "each part can have at most 200 bytes"),
+        ("a.mp4,https://a/b,CC0 1.0,Ada,,,,\n./A.mp4,https://a/c,CC0 1.0,Ada,,,,", "'A.mp4' is listed twice"),
         ("a.mp4,https://a/b,CC0 1.0,Ada,,,,\na.mp4/b.mp4,https://a/c,CC0 1.0,Ada,,,,", "the name of another clip"),
     ],
 )
@@ -303,7 +305,7 @@ def test_a_list_that_cannot_be_used_is_one_message(tmp_path: Path, row: str, mes
         read_clip_list(tmp_path / "list.csv")
     twice = f"path,{HEADER}b.mp4,{row}\n"
     for text, wrong in (
-        (HEADER, "names no clip"),
+        (HEADER, "lists no clips"),
         (twice, "the column 'path' twice"),
         ("path,url\n", "has no column licence"),
     ):
@@ -329,7 +331,7 @@ def test_answers_that_nobody_can_read_are_failures_and_other_versions_are_not_jo
     tmp_path: Path, videos: list[bytes], server: FileServer
 ) -> None:
     server.redirects["x"] = "https://["
-    with pytest.raises(DownloadError, match="the answer of the server cannot be read"):
+    with pytest.raises(DownloadError, match="cannot read the answer of the server"):
         download_file(server.url("x"), tmp_path / "x", max_bytes=10**9)
     url = server.url("a \u706b.mp4?b=\u00fc")
     server.files["a%20%E7%81%AB.mp4?b=%C3%BC"] = videos[0]
@@ -361,12 +363,12 @@ def test_what_lies_there_already_is_checked_and_stops_no_other_clip(
     (tmp_path / "clips" / "c.mp4").write_bytes(bytes(len(videos[0])))
     assert fetch() == 1
     said = capsys.readouterr().err
-    assert re.search(r"a\.mp4 is there, and has not the \d+ bytes of the list\. Move it away", said)
-    assert "b.mp4 is there, and is no file. Move it away" in said
-    assert re.search(r"c\.mp4 is there, and is no (whole )?video.*Move it away", said)
+    assert re.search(r"a\.mp4 already exists and does not have the \d+ bytes of the list\. Move it away", said)
+    assert "b.mp4 already exists and is not a file. Move it away" in said
+    assert re.search(r"c\.mp4 already exists and is not an? (intact )?video.*Move it away", said)
     assert "d.mp4`: Ada * Bob. Licence" in (tmp_path / "clips" / "ATTRIBUTION.md").read_text()
 
 
 def test_a_list_that_is_not_there_is_named_with_what_it_should_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no list .*absent\.csv; name a CSV file with the columns path, url"):
+    with pytest.raises(InputError, match=r"there is no list .*absent\.csv; give a CSV file with the columns path, url"):
         read_clip_list(tmp_path / "absent.csv")

@@ -54,7 +54,7 @@ def test_a_list_says_what_is_known_and_each_entry_is_counted(tmp_path: Path, vid
         "notes.txt,,,,\n"
     )
     mined = mine_folder(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
-    assert mined.notes == ["columns of list.csv that are not used: title"]
+    assert mined.notes == ["unused columns of list.csv: title"]
     assert mined.summary is not None and mined.summary.inputs == 5
     rows = {row["source_path"]: row for row in read_rows(tmp_path / "out").to_pylist()}
     assert {path: (row["reason"], row["licence"], row["url"]) for path, row in rows.items()} == {
@@ -65,7 +65,7 @@ def test_a_list_says_what_is_known_and_each_entry_is_counted(tmp_path: Path, vid
         "photos.tar/a.jpg": ("", "SA-1B, research", ""),
     }
     listed.write_text(listed.read_text().replace("CC0", "CC BY"))
-    with pytest.raises(InputError, match=r"'clip0\.mp4' has another size, hash, licence, URL or time range"):
+    with pytest.raises(InputError, match=r"the size, hash, licence, URL or time range of 'clip0\.mp4' has changed"):
         mine_folder(listed, tmp_path / "out", OPTIONS, resources=ONE_WORKER, progress=False)
 
 
@@ -95,7 +95,7 @@ def test_pairs_come_from_the_part_of_a_video_that_a_list_names(tmp_path: Path, v
     planned = [item for shard in json.loads((tmp_path / "out/plan.json").read_text())["shards"] for item in shard]
     assert [("start_s" in item, "end_s" in item) for item in planned] == [(True, True), (False, False), (True, True)]
     (videos / "list.csv").write_text("path,start_s,end_s\nclip0.mp4,0.5,1.4\n")
-    with pytest.raises(InputError, match="or time range than when"):
+    with pytest.raises(InputError, match=r"or time range of .* has changed"):
         run(videos / "list.csv", tmp_path / "out")
 
 
@@ -104,17 +104,17 @@ def test_pairs_come_from_the_part_of_a_video_that_a_list_names(tmp_path: Path, v
     [
         ("file,licence\na.mp4,\n", r"has the columns file, licence; expected `path`"),
         ("path,licence,license\n", "each once"),
-        ("path\n", "names no file"),
-        ("path\nclip0.mp4\n./clip0.mp4\n", r"entry 2: 'clip0\.mp4' is named twice"),
-        ("path\n../clip0.mp4\n", r"entry 1: '\.\./clip0\.mp4' leads out of"),
-        ("path\n/etc/hostname\n", "leads out of"),
-        ("path,sha256\nclip0.mp4,abc\n", "sha256 'abc' is not 64 hexadecimal digits"),
-        ("path,licence\nclip0.mp4,CC0, really\n", "entry 1: more cells than the header has"),
+        ("path\n", "lists no files"),
+        ("path\nclip0.mp4\n./clip0.mp4\n", r"entry 2: 'clip0\.mp4' is listed twice"),
+        ("path\n../clip0.mp4\n", r"entry 1: '\.\./clip0\.mp4' leads outside of"),
+        ("path\n/etc/hostname\n", "leads outside of"),
+        ("path,sha256\nclip0.mp4,abc\n", "sha256 'abc': expected 64 hexadecimal digits"),
+        ("path,licence\nclip0.mp4,CC0, really\n", "entry 1: more cells than in the header"),
         ("path\n\xff\n", "cannot be read as CSV in UTF-8"),
-        ("path\n \n", "entry 1: no path"),
-        ("path,start_s\nclip0.mp4,-1\n", r"entry 1: start_s must be a number, 0 or more, got '-1'"),
-        ("path,end_s\nclip0.mp4,soon\n", r"entry 1: end_s must be a number, 0 or more, got 'soon'"),
-        ("path,start_s,end_s\nclip0.mp4,2,1.5\n", r"entry 1: end_s=1\.5 is not after start_s=2"),
+        ("path\n \n", "entry 1: the path is missing"),
+        ("path,start_s\nclip0.mp4,-1\n", r"entry 1: start_s: expected a number of at least 0, got '-1'"),
+        ("path,end_s\nclip0.mp4,soon\n", r"entry 1: end_s: expected a number of at least 0, got 'soon'"),
+        ("path,start_s,end_s\nclip0.mp4,2,1.5\n", r"entry 1: end_s=1\.5 must be larger than start_s=2"),
     ],
 )
 def test_lists_that_cannot_be_used(videos: Path, text: str, message: str) -> None:
@@ -167,5 +167,5 @@ def test_the_tasks_of_an_array_share_the_shards_and_the_last_one_finishes(tmp_pa
     assert tasks[0].summary is None and tasks[1].summary is not None
     run(videos, tmp_path / "alone")
     assert tree(tmp_path / "array") == tree(tmp_path / "alone")
-    with pytest.raises(InputError, match=r"task\.index=2 task\.count=2: the index must be in 0\.\.1"):
+    with pytest.raises(InputError, match=r"task\.index=2 task\.count=2: expected an index from 0 to 1"):
         ArrayTask(2, 2)

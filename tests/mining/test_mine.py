@@ -188,7 +188,7 @@ def test_new_files_go_to_new_shards_and_harm_is_mended(tmp_path: Path) -> None:
     assert {Path(name).stem for name in after.keys() - before.keys()} == {"shard-000002", "part-000002"}
 
     write_clip(folder / "clip0.mp4", moving_camera(60))
-    with pytest.raises(InputError, match=r"'clip0\.mp4' has another size"):
+    with pytest.raises(InputError, match=r"the size, .* of 'clip0\.mp4' has changed"):
         run(folder, output)
     write_clips(tmp_path / "other/deeper", 1)
     with pytest.raises(InputError, match="another folder"):
@@ -318,11 +318,11 @@ def test_a_file_that_grew_since_the_plan_is_quarantined(kind: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"workers": 1.5}, r"workers=1\.5: must be a whole number"),
-        ({"workers": 0}, r"workers=0: must be a whole number in 1\.\.4096"),
-        ({"timeout_s": "long"}, "timeout_s=long: must be a number"),
-        ({"engine": "slurm"}, "engine=slurm: must be one of local, ray"),
-        ({"engine": "ray"}, "Ray is not installed"),
+        ({"workers": 1.5}, r"workers=1\.5: expected a whole number"),
+        ({"workers": 0}, r"workers=0: expected a whole number from 1 to 4096"),
+        ({"timeout_s": "long"}, "timeout_s=long: expected a number"),
+        ({"engine": "slurm"}, "engine=slurm: expected one of local, ray"),
+        ({"engine": "ray"}, "engine=ray needs the package ray"),
     ],
 )
 def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: str) -> None:
@@ -333,14 +333,14 @@ def test_choices_of_a_wrong_type_are_errors(choices: dict[str, Any], message: st
 @pytest.mark.parametrize("name", [option.name for option in fields(MiningOptions) if isinstance(option.default, float)])
 def test_each_option_must_be_a_number(name: str) -> None:
     for value in ("abc", None, True, [1]):
-        with pytest.raises(InputError, match=f"{name}=.* must be a"):
+        with pytest.raises(InputError, match=f"{name}=.* expected a"):
             MiningOptions(**{name: value})
 
 
 def test_folders_that_cannot_be_mined(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="no file at all"):
+    with pytest.raises(InputError, match="no files"):
         run(empty, tmp_path / "out")
     (empty / "a.txt").write_text("")
     with pytest.raises(InputError, match=r"1 x \.txt"):

@@ -73,7 +73,7 @@ def test_a_value_of_a_wrong_type_is_one_plain_message(mistake: str, tmp_path: Pa
     done = mine_pairs("input=in", "output=out", mistake)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert f"{mistake}: must be a" in done.stderr
+    assert f"{mistake}: expected a" in done.stderr
 
 
 def test_yaml_and_python_state_the_same_defaults() -> None:

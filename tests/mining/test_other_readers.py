@@ -59,9 +59,9 @@ def test_the_default_is_named_and_takes_limits() -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("opencv", ("'opencv'", "pyav, decord, torchcodec")),
-        ("decord", ("'decord'", "reader=pyav", "pip install decord")),
-        ("torchcodec", ("'torchcodec'", "reader=pyav", "pip install '.[torchcodec]'")),
+        ("opencv", ("reader=opencv", "pyav, decord, torchcodec")),
+        ("decord", ("reader=decord", "reader=pyav", "pip install decord")),
+        ("torchcodec", ("reader=torchcodec", "reader=pyav", "pip install '.[torchcodec]'")),
     ],
 )
 def test_what_is_unknown_or_absent_is_an_error_that_helps(name: str, parts: tuple[str, ...]) -> None:

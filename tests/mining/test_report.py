@@ -16,7 +16,8 @@ from mining_inputs import moving_camera, photograph_with_segments, write_clip, w
 from PIL import Image
 
 from mimicbrush.cli.mine import report
-from mimicbrush.data.manifest import read_manifest, read_rows
+from mimicbrush.data.manifest import PairTable, read_manifest, read_rows
+from mimicbrush.data.pair import Pair
 from mimicbrush.errors import DataError
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.executors import Resources
@@ -120,9 +121,9 @@ def test_the_sums_are_those_of_the_manifest(folder: Path, page: Page) -> None:
     videos = sum(row["status"] == "pair" and row["kind"] == "video" for row in rows)
     photographs = sum(row["status"] == "pair" and row["kind"] == "image" for row in rows)
     assert f"9 inputs = {files['pair']} accepted + {files['rejected']} rejected + {files['quarantined']}" in page.text
-    pairs = f"{videos + photographs} pairs = {videos} of video frames + {photographs} photographs with segments."
+    pairs = f"{videos + photographs} pairs = {videos} pairs of video frames + {photographs} photographs with segments."
     assert pairs in page.text
-    assert "left alone: 1 \N{MULTIPLICATION SIGN} .me" in page.text
+    assert "which were ignored: 1 \N{MULTIPLICATION SIGN} .me" in page.text
     assert "jpeg_quality 90 default 92" in page.text
     assert "pairs_per_clip 3 default 16" in page.text
     assert f"<b>CC</b> 3 {sum(row['licence'] == '<b>CC</b>' and row['status'] == 'pair' for row in rows)}" in page.text
@@ -168,11 +169,26 @@ def test_storage_and_speed_are_those_of_the_files(folder: Path, page: Page) -> N
     seconds = sum(sum(timing["seconds"].values()) for timing in timings)
     frames = sum(timing["num_frames"] for timing in timings)
     # From a thousand on, a narrow space stands in the number, which `Page` reads as any other space.
-    assert f"frames a second {frames / seconds:,.0f}".replace(",", " ") in page.text
+    assert f"frames per second {frames / seconds:,.0f}".replace(",", " ") in page.text
     videos = 6  # as planned: three clips, a twin, a still one, and text with the name of one
-    assert f"seconds a clip {seconds / videos:.2f}" in page.text
+    assert f"seconds per clip {seconds / videos:.2f}" in page.text
     decoding = sum(timing["seconds"].get("decode", 0) for timing in timings)
     assert re.search(rf"decoding {decoding:.1f} s {re.escape(f'{decoding / seconds:.1%}')}", page.text)
+
+
+def test_the_sampled_pairs_are_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the figures, and for the warning of pairs that hardly move, which the miner prints, too."""
+    samples: list[int] = []
+
+    def sample(pairs: PairTable) -> list[Pair]:
+        samples.append(len(pairs))
+        return sampling(pairs)
+
+    sampling = statistics.sample_pairs
+    monkeypatch.setattr(statistics, "sample_pairs", sample)
+    warning = write_mining_report(folder / "out")
+    assert len(samples) == 1
+    assert (warning is None) == ("hardly move" not in (folder / "out" / "report.html").read_text())
 
 
 def test_mask_figures_count_cells_and_pixels(folder: Path) -> None:
@@ -215,7 +231,7 @@ def test_a_still_camera_is_warned_of_and_a_moving_one_is_not(folder: Path, page:
     options = MiningOptions(pairs_per_clip=4, min_matches=10)
     mined = mine_folder(tmp_path / "in", tmp_path / "out", options, resources=Resources(workers=1), progress=False)
     assert mined.warning is not None
-    assert mined.warning.startswith("100% of the video pairs hardly move: nine tenths of their matched points move")
+    assert mined.warning.startswith("100% of the video pairs hardly move: 90% of their matched points move")
     assert mined.warning in " ".join(Page((tmp_path / "out/report.html").read_text(encoding="utf-8")).text.split())
     assert f"warning: {mined.warning}\n" in report(mined, tmp_path / "out")
 
@@ -269,7 +285,7 @@ def test_a_folder_without_pairs_and_one_without_a_plan(tmp_path: Path, mined: Pa
     page = Page((tmp_path / "out/report.html").read_text())
     assert "1 inputs = 0 accepted + 0 rejected + 1 quarantined" in page.text
     assert "Kept pairs" not in page.text
-    assert "12 of video frames + 4 photographs" in Page(render_report(mined)).text
+    assert "12 pairs of video frames + 4 photographs" in Page(render_report(mined)).text
 
 
 def test_the_sample_is_spread_and_does_not_hang_on_the_order() -> None:

@@ -121,7 +121,7 @@ def test_images_that_cannot_be_trusted() -> None:
     assert refusal(jpeg[: len(jpeg) // 2], content) == "damaged"
     with pytest.raises(UntrustedFileError) as error:
         read_segmented_image(b"not an image", json.dumps(content).encode(), OPTIONS)
-    assert (error.value.reason, error.value.detail) == ("damaged", "no JPEG")  # the same words in every run
+    assert (error.value.reason, error.value.detail) == ("damaged", "not a JPEG")  # the same words in every run
     assert refusal(jpeg, content, MiningOptions(max_pixels=1000)) == "too_large"
     turned, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

@@ -97,7 +97,7 @@ def test_a_photograph_in_place_that_has_changed(folder: Path) -> None:
     flip(folder / "in/loose.jpg", -100)
     (fault,) = faults(folder)
     assert fault.startswith("loose.jpg, pair ")
-    assert "Put back the file" in fault
+    assert "Restore the file" in fault
 
 
 def test_a_photograph_in_a_tar_that_has_changed_or_moved(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_two_shards_that_have_changed_places(folder: Path) -> None:
     found = faults(folder)
     for number in ("000001", "000002"):
         assert any(fault.startswith(f"markers/shard-{number}.json: fingerprint") for fault in found)
-        assert any(fault.startswith(f"manifest/part-{number}.parquet: no row of") for fault in found)
+        assert any(fault.startswith(f"manifest/part-{number}.parquet: no row for") for fault in found)
 
 
 @pytest.mark.parametrize("place", [0.25, 0.5, 0.75])
@@ -165,7 +165,7 @@ def test_an_index_that_is_damaged(place: float, folder: Path) -> None:
     (fault,) = faults(folder)
     assert fault.startswith("index.arrow: it ")
     index.unlink()
-    assert faults(folder)[0].startswith("index.arrow: it is not there")
+    assert faults(folder)[0].startswith("index.arrow: it does not exist")
 
 
 def test_a_bit_of_the_footer_of_the_index_hides_no_other_fault(folder: Path) -> None:
@@ -198,14 +198,14 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
     number = next(n for n, values in enumerate(rows) if values["status"] == "pair")
     for change, said in (
         ({"width_px": 90}, "96 x 64 px; expected 90 x 64"),
-        ({"a_offset": rows[number]["a_offset"] + 1}, "no file begins there"),
+        ({"a_offset": rows[number]["a_offset"] + 1}, "no file starts there"),
         ({"a_length": 2**40}, "expected 1099511627776 bytes"),
         ({"file": "../in/clip1.mp4"}, "file '../in/clip1.mp4'"),
-        ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of image a lie outside"),
-        ({"b_points": rows[number]["b_points"][:-1]}, "two for each match"),
+        ({"a_points": [0, 16 * 64 + 1] * (len(rows[number]["b_points"]) // 2)}, "points of image a are outside"),
+        ({"b_points": rows[number]["b_points"][:-1]}, "two coordinates for each match"),
         ({"ssim": 3.0}, "SSIM 3.0"),
-        ({"status": "rejected"}, "one status for all rows"),
-        ({"source_path": "elsewhere.mp4"}, "a row of 'elsewhere.mp4'"),
+        ({"status": "rejected"}, "the same status in all rows"),
+        ({"source_path": "elsewhere.mp4"}, "a row for 'elsewhere.mp4'"),
         ({"pair_id": "twin"}, "twin.a.jpg of"),
         ({"pair_id": rows[number + 1]["pair_id"]}, "2 rows of this id"),
     ):
@@ -254,7 +254,7 @@ def test_a_bit_of_what_pairs_are_read_from_is_refused_or_harmless(
 
 
 def test_what_is_no_mined_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no mined folder"):
+    with pytest.raises(InputError, match="is not a mined folder"):
         verify_folder(tmp_path, progress=False)
 
 
@@ -271,7 +271,7 @@ def test_the_commands(folder: Path, script_environment: Callable[[], dict[str, s
     assert failed.stdout.startswith("stray.txt: ")
     absent = call("export", "absent")
     assert absent.returncode == 2
-    assert absent.stderr.startswith("error: absent holds no mined pairs")
+    assert absent.stderr.startswith("error: absent has no mined pairs")
     exported = call("export", "out", "-o", "rows.jsonl")
     assert exported.returncode == 0, exported.stderr
     text = (folder / "rows.jsonl").read_text()

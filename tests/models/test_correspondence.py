@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,23 @@ def test_the_record_sums_the_softmax_over_both() -> None:
         record.add("layer", query, key, torch.logaddexp(own_lse, lse), 1.0)
         scores = torch.einsum("mhd,nhd->hmn", query[0, 5:7], torch.cat([own, key], 1)[0]) / width**0.5
         expected += scores.softmax(-1)[..., side * side :].sum(0)
-    ((tokens, attention),) = record.attention()
+    ((tokens, attention, _),) = record.attention()
     assert tokens.tolist() == [5, 6]
     torch.testing.assert_close(attention.flatten(1), expected / (3 * heads))
+
+
+def test_what_a_head_pays_to_the_reference_counts_at_its_peak() -> None:
+    mask = torch.zeros(1, 1, 2, 2)
+    mask[0, 0, 0, 0] = 1
+    record = CorrespondenceRecorder(mask)
+    query, key = torch.zeros(1, 4, 2, 1), torch.zeros(1, 4, 2, 1)
+    query[:, 0], key[0, 1, 0], key[0, 3, 1] = 1.0, 3.0, 2.0  # the two heads look at different tokens
+    lse = torch.logsumexp(torch.cat([key, torch.zeros(1, 4, 2, 1)], 1)[..., 0], 1)  # (1, heads), of the first token
+    record.add("layer", query, key, lse[:, None].expand(1, 4, 2), 0.5)
+    ((_, attention, head_peaks),) = record.attention()
+    shares = (torch.logsumexp(key[0, ..., 0], 0) - lse[0]).exp() * 0.5 / 2  # of the mean over two heads
+    torch.testing.assert_close(head_peaks[0], torch.tensor([[0.0, shares[0]], [0.0, shares[1]]]))
+    torch.testing.assert_close(head_peaks.sum(), attention.sum())
 
 
 def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
@@ -50,7 +64,7 @@ def test_coarse_layers_spread_over_the_tokens_they_cover() -> None:
     record.add("layer", query, key, query[:, :, :, 0] * 40.0, 1.0)
     fine = torch.zeros(1, 16, 1, 1)
     record.add("layer", fine, fine, torch.full((1, 16, 1), torch.inf), 1.0)  # pays the reference nothing
-    ((tokens, attention),) = record.attention()
+    ((tokens, attention, _),) = record.attention()
     assert tokens.tolist() == [0]
     expected = torch.zeros(4, 4)
     expected[2:, 2:] = 0.25 / 2
@@ -76,6 +90,8 @@ def test_planted_projections_are_found_in_pixels(smallest: ToyModel, shift: tupl
     np.testing.assert_allclose((found.reference_xy + np.array([60, 0])) / 240 * 8, expected, atol=0.5)
     assert (found.share > 0.49).all() and (found.share <= 0.5).all()  # the blend
     assert (found.focus > 0.99).all()
+    assert found.maps is not None and found.maps.boxes.tolist() == [[-60, 0, 180, 240]]
+    np.testing.assert_allclose(found.maps.head_peaks.sum(axis=(1, 2, 3)), found.share, rtol=1e-5)
     hole = {(int(y) // 10, int(x) // 10) for x, y in found.source_xy}
     assert hole == {(row, column) for row in (1, 2) for column in (3, 4, 5)}
 
@@ -92,6 +108,7 @@ def test_it_is_saved_and_drawn(tmp_path: Path) -> None:
     )
     path = tmp_path / "map.npz"
     found.save(path)
+    assert sorted(np.load(path)) == sorted(each.name for each in fields(found) if each.name != "maps")
     again = Correspondence.load(path)
     assert again.source_token_px == 7.5 and np.array_equal(again.reference_xy, found.reference_xy)
     source, mask = Image.new("RGB", (600, 400), "grey"), Image.new("L", (600, 400), 0)

@@ -90,7 +90,7 @@ def test_the_record_tells_which_reference() -> None:
         record.add("layer", query, key, torch.logaddexp(own_lse, lse), 1.0)
         scores = torch.einsum("mhd,nhd->hmn", query[0, 5:7], torch.cat([own, key], 1)[0]) / width**0.5
         expected += scores.softmax(-1)[..., side * side :].sum(0)
-    ((tokens, attention),) = record.attention()
+    ((tokens, attention, _),) = record.attention()
     assert attention.shape == (2, 2 * side, side)
     torch.testing.assert_close(attention.flatten(1), expected / (2 * HEADS))
 

@@ -81,7 +81,7 @@ def test_another_kind_of_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="use_rslora"):
         convert_lora_for_comfyui(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors")
     save_file({"transformer.to_q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "half.safetensors")
-    with pytest.raises(WeightsError, match="no LoRA of diffusers"):
+    with pytest.raises(WeightsError, match="not a LoRA of diffusers"):
         convert_lora_for_comfyui(tmp_path / "half.safetensors", tmp_path / "theirs.safetensors")
 
 
@@ -96,10 +96,13 @@ def test_the_command_converts_a_run(
         convert.main()
 
     command(tmp_path / "run")
-    assert "written" in capsys.readouterr().out
+    assert f"wrote {output}; put it into models/loras of ComfyUI" in capsys.readouterr().out
     converted = output.read_bytes()
     command(tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors", "--force")
     assert output.read_bytes() == converted
     (tmp_path / "run" / "pipeline" / "pytorch_lora_weights.safetensors").unlink()
-    with pytest.raises(InputError, match="holds no LoRA"):
+    with pytest.raises(WeightsError, match=r"pytorch_lora_weights\.safetensors is missing.*mimicbrush export RUN"):
         command(tmp_path / "run", "--force")
+    write_toy_klein(tmp_path / "trained" / "pipeline", lora=False)
+    with pytest.raises(InputError, match="has no LoRA of FLUX"):
+        command(tmp_path / "trained", "--force")

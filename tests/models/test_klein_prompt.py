@@ -92,9 +92,11 @@ def test_what_is_read_is_what_was_written(encoded: PromptEmbeddings, tmp_path: P
 def test_a_file_that_is_not_the_one_is_refused(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"there is no file .*absent.*`mimicbrush fetch`"):
         read_prompt(tmp_path / "absent.safetensors")
-    with pytest.raises(WeightsError, match=r"holds the prompt 'Fill the hole.*expected 'Another'.*`mimicbrush fetch`"):
+    with pytest.raises(
+        WeightsError, match=r"contains the prompt 'Fill the hole.*expected 'Another'.*`mimicbrush fetch`"
+    ):
         read_prompt(stored, prompt="Another")
-    with pytest.raises(WeightsError, match=r"of width 48, the transformer takes 7680.*toy@1"):
+    with pytest.raises(WeightsError, match=r"of width 48, but the transformer takes 7680.*toy@1"):
         read_prompt(stored, width=7680)
 
 
@@ -104,7 +106,7 @@ def test_damage_is_found(stored: Path) -> None:
     flipped[-1000] ^= 1
     prompt = bytearray(whole)
     prompt[whole.index(b"hole")] ^= 1
-    for content, why in ((flipped, "checksum"), (prompt, "checksum"), (whole[:-10], "cut off"), (b"", "no head")):
+    for content, why in ((flipped, "checksum"), (prompt, "checksum"), (whole[:-10], "interrupted"), (b"", "no header")):
         stored.write_bytes(content)
         with pytest.raises(DamagedFileError, match=why):
             read_prompt(stored)
@@ -112,5 +114,5 @@ def test_damage_is_found(stored: Path) -> None:
     tensors = load_file(stored)
     for metadata in (None, {"mimicbrush_prompt": "no JSON"}, {"mimicbrush_prompt": "{}"}):
         save_file(tensors, stored, metadata=metadata)
-        with pytest.raises(DamagedFileError, match="no file of an encoded prompt"):
+        with pytest.raises(DamagedFileError, match="not a file of an encoded prompt"):
             read_prompt(stored)

@@ -79,7 +79,7 @@ def test_a_choice_changes_the_edit_and_is_remembered(smallest: ToyModel, tmp_pat
 
 @pytest.mark.parametrize("name", [name for name in CHOICES if name != "reference_blend"])
 def test_a_choice_that_there_is_not(name: str) -> None:
-    with pytest.raises(InputError, match=f"model.{name}=both: must be one of"):
+    with pytest.raises(InputError, match=f"model.{name}=both: expected one of"):
         ModelOptions(**{name: "both"})
 
 

@@ -11,8 +11,8 @@ import torch
 from kornia.geometry import get_perspective_transform, get_rotation_matrix2d, transform_points, warp_perspective
 
 from mimicbrush.ops import geometry
+from mimicbrush.ops.canvas import warp_images
 from mimicbrush.ops.color_jitter import JitterRanges, apply_jitter, random_jitter
-from mimicbrush.ops.warp_batch import warp_images
 
 RANGES = geometry.GeometryRanges(rotation_deg=45, scale=(0.8, 1.6), projective_intensity=0.5)
 CANVAS_PX = 64

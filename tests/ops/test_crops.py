@@ -33,7 +33,7 @@ def test_a_box_must_lie_in_its_image() -> None:
     image = np.zeros((10, 20, 3), np.uint8)
     assert crop_box(image, (5, 0, 20, 10), "reference").shape == (10, 15, 3)
     for box in ((0, 0, 21, 10), (5, 5, 5, 8), (-1, 0, 4, 4), (6, 2, 4, 8)):
-        with pytest.raises(InputError, match="no box within the reference, which is 20 x 10 px"):
+        with pytest.raises(InputError, match="not a box inside the reference, which is 20 x 10 px"):
             crop_box(image, box, "reference")
 
 

@@ -15,7 +15,7 @@ from mimicbrush.errors import InputError
 from mimicbrush.io.images import read_image
 
 ROOT = Path(__file__).parents[2]
-INSTALL = r"it is a HEIC image; to read it, install pillow-heif: pip install '\.\[heic\]'"
+INSTALL = r"it is a HEIC image\. To read it, install pillow-heif: pip install '\.\[heic\]'"
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"msf1"])
@@ -43,6 +43,6 @@ def test_with_the_package_it_is_read(tmp_path: Path) -> None:
     assert found["plain"] <= 3 and found["written"] <= 3
     assert found["adobe"] <= 4 and found["adobe kept"] and found["p3"] <= 4
     assert found["turned"][:2] == [64, 96] and found["turned"][2] <= 3
-    assert found["pq"] <= 3 and "it is HDR (PQ) and read without tone mapping" in found["pq notes"]
+    assert found["pq"] <= 3 and "it is HDR (PQ) and is read without tone mapping" in found["pq notes"]
     assert found["kind"] == "HEIF" and found["encoding"] is False
-    assert all("not an image that can be read whole" in message for message in found["damaged"])
+    assert all("cannot read the image" in message for message in found["damaged"])

@@ -72,10 +72,10 @@ def test_what_stands_in_the_way_of_a_file_is_said_before(tmp_path: Path) -> None
         "pipe": "a pipe or a device",
         "socket": "a pipe or a device",
         "absent/x": "does not exist",
-        "file/x": "is no folder",
-        "x" * 256: r"256 bytes\); shorten it",
-        "ä" * 128: r"256 bytes\); shorten it",
-        "x/" * 2100: "does not exist|shorten it",
+        "file/x": "is not a folder",
+        "x" * 256: r"256 bytes\)",
+        "ä" * 128: r"256 bytes\)",
+        "x/" * 2100: "does not exist|too long for this file system",
         "nul\0": "cannot be written",
         "": "this is a folder",
     }.items():
@@ -86,7 +86,7 @@ def test_what_stands_in_the_way_of_a_file_is_said_before(tmp_path: Path) -> None
             check_output_file(Path(path))
     check_output_file(tmp_path / "file")
     check_output_file(tmp_path / "loop")  # a link is replaced, not followed
-    with pytest.raises(InputError, match="overwrite with --force"):
+    with pytest.raises(InputError, match="overwrite it with --force"):
         check_output_file(tmp_path / "file", force=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -105,16 +105,16 @@ def test_what_stands_in_the_way_of_a_folder_is_said_before(tmp_path: Path) -> No
 
 
 def test_a_disk_without_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"takes about .* GB, and the disk has .* left"):
+    with pytest.raises(InputError, match=r"needs about .* GB, and the disk has .* left"):
         check_output_folder(tmp_path, needed_bytes=10**18)
-    with pytest.raises(InputError, match=r"takes about .* GB"):
+    with pytest.raises(InputError, match=r"needs about .* GB"):
         check_output_file(tmp_path / "x", needed_bytes=10**18)
 
     def refuse(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(InputError, match=r"the disk is full, or the user's share of it; make room"):
+    with pytest.raises(InputError, match=r"the disk is full, or your quota on it is used up. Free some space"):
         check_output_file(tmp_path / "x")
 
 
@@ -143,8 +143,8 @@ def test_whether_a_format_can_hold_an_image_is_known_before(
             assert image.size == size
     else:
         refused_always = name.endswith((".ico", ".xbm"))
-        message = "unknown image format" if refused_always else rf"cannot hold an image of {size[0]} x {size[1]} px"
-        with pytest.raises(InputError, match=f"{message}.*; use for instance .png"):
+        message = "unknown image format" if refused_always else rf"cannot store an image of {size[0]} x {size[1]} px"
+        with pytest.raises(InputError, match=rf"{message}.*; use \.png, for example"):
             check_writable(tmp_path / name, size)
 
 
@@ -155,12 +155,12 @@ def test_a_result_that_cannot_be_written_is_kept_elsewhere(
     wanted = tmp_path / "gone" / "result.txt"
     kept = write_or_keep(wanted, lambda path: path.write_text("result"))
     assert kept != wanted and kept.read_text() == "result"
-    assert f"The result is kept as {kept}" in capsys.readouterr().err
+    assert f"The result was saved as {kept}" in capsys.readouterr().err
     assert write_or_keep(tmp_path / "b", lambda path: path.write_text("b")) == tmp_path / "b"
-    with pytest.raises(OutputError, match=r"(?s)kept as .*gain \+3 dB"):
+    with pytest.raises(OutputError, match=r"(?s)saved as .*gain \+3 dB"):
         write_results(wanted, lambda path: path.write_text("result"), "gain +3 dB")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(OutputError, match=r"(?s)Nor can the result be kept elsewhere.*gain \+3 dB"):
+    with pytest.raises(OutputError, match=r"(?s)The result cannot be saved elsewhere.*gain \+3 dB"):
         write_results(wanted, lambda path: path.write_text("result"), "gain +3 dB")
 
 
@@ -187,5 +187,6 @@ def test_a_full_disk_is_named_whatever_a_library_calls_it(tmp_path: Path, monkey
         with pytest.raises(OSError, match="no space left on the disk"):
             write(tmp_path / "x", as_a_library)
     assert outputs.describe_os_error(OSError(errno.EDQUOT, "x", str(tmp_path / "f"))) == (
-        f"the disk of {tmp_path} is full, or the user's share of it; make room there, then give the same command again"
+        f"the disk of {tmp_path} is full, or your quota on it is used up. "
+        "Free some space, then run the same command again"
     )

@@ -75,7 +75,7 @@ def test_an_edit_that_can_be_written_nowhere_fails_alone(
     for edit in edits:
         EditGroups(Painter(), tally).add(edit)
     assert str(tally) == "3 edits = 2 done + 0 skipped + 1 failed"
-    assert "Nor can the result be kept elsewhere" in tally.failures[0][1] and not list(temporary.rglob("b.png"))
+    assert "The result cannot be saved elsewhere" in tally.failures[0][1] and not list(temporary.rglob("b.png"))
 
 
 def test_an_edit_that_cannot_be_written_fails_alone_and_is_kept(
@@ -96,7 +96,7 @@ def test_an_edit_that_cannot_be_written_fails_alone_and_is_kept(
         EditGroups(Painter(), tally).add(edit)
     assert str(tally) == "3 edits = 2 done + 0 skipped + 1 failed"
     (kept,) = temporary.rglob("b.png")
-    assert "Permission denied" in tally.failures[0][1] and f"The result is kept as {kept}" in tally.failures[0][1]
+    assert "Permission denied" in tally.failures[0][1] and f"The result was saved as {kept}" in tally.failures[0][1]
     with Image.open(kept) as image:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
@@ -113,7 +113,7 @@ def test_a_full_disk_ends_the_batch_and_the_last_edit_is_kept(
         write(path, how)  # type: ignore[arg-type]
 
     monkeypatch.setattr("mimicbrush.io.images.write_aside", fill)
-    with pytest.raises(OutputError, match="The result is kept as"):
+    with pytest.raises(OutputError, match="The result was saved as"):
         EditGroups(Painter(), BatchCounts()).add(edit)
     assert len(list(temporary.rglob("a.png"))) == 1
 
@@ -124,7 +124,7 @@ def test_a_format_that_cannot_hold_the_result_is_known_before_the_model_is_loade
         EditGroups(painter, tally).add(edit)
     assert painter.loaded == tally.done == 1
     (_, of_webp), (_, of_ico) = tally.failures
-    assert "WEBP cannot hold an image of 16384 x 3 px" in of_webp and "unknown image format '.ico'" in of_ico
+    assert "WEBP cannot store an image of 16384 x 3 px" in of_webp and "unknown image format '.ico'" in of_ico
 
 
 def test_groups_have_one_way_and_one_number_of_results(tmp_path: Path) -> None:
@@ -171,6 +171,6 @@ def test_a_full_disk_loses_none_of_a_group(tmp_path: Path, temporary: Path, monk
     monkeypatch.setattr("mimicbrush.io.images.write_aside", fill)
     groups = EditGroups(Painter(), BatchCounts(), batch_size=2)
     groups.add(edits[0])
-    with pytest.raises(OutputError, match=r"(?s)The result is kept as .*a\.png.*The result is kept as .*b\.png"):
+    with pytest.raises(OutputError, match=r"(?s)The result was saved as .*a\.png.*The result was saved as .*b\.png"):
         groups.add(edits[1])
     assert len(list(temporary.rglob("*.png"))) == 2

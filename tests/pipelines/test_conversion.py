@@ -20,6 +20,7 @@ from mimicbrush.models.options import RELEASED_CONVENTIONS
 from mimicbrush.models.pretrained.stored_weights import POSITION_IDS
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import ReferenceUNet
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.conversion.comparison import compare_part, compare_with_stock
 from mimicbrush.pipelines.conversion.export_released import export_released, find_released_differences
 from mimicbrush.pipelines.conversion.import_released import import_released
@@ -78,7 +79,7 @@ def test_import_export_import_is_bit_equal(
     )
     import_released(in_other_forms, again)
     assert content(pipeline) == content(again)
-    assert len(content(again)) == 16 + 1  # seven networks, scheduler, index, card
+    assert len(content(again)) == 16 + 2  # seven networks, scheduler, index, card, checksums
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]  # nothing is left beside it
 
 
@@ -134,7 +135,7 @@ def test_what_does_not_fit_is_named(released: ReleasedFiles, tmp_path: Path) -> 
         "unet does not fit:",
         "  conv_in.weight has shape (8, 9, 3, 3), expected (8, 13, 3, 3)",
         "  conv_in.bias is missing, expected shape (8,)",
-        "  conv_in.bias_ is unexpected, given with shape (8,)",
+        "  conv_in.bias_ is unexpected (its shape is (8,))",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.bin"]
 
@@ -144,14 +145,17 @@ def test_what_is_absent_is_said_with_a_way_to_get_it(released: ReleasedFiles, pi
         find_released(tmp_path, None, depth=released.depth, vae=tmp_path / "nowhere")
     message = str(caught.value)
     assert "--depth" not in message and f"--vae: {tmp_path / 'nowhere'}: no such file" in message
-    assert "--sd15: not given, nor --base. Get it: hf download xichenhku/cleansd --include" in message
+    assert (
+        "--sd15: neither this option nor --base is given. Download it: hf download xichenhku/cleansd --include"
+        in message
+    )
     assert "--image-encoder:" in message and "hf download xichenhku/MimicBrush --local-dir SNAPSHOT" in message
     with pytest.raises(InputError, match="--force"):
         import_released(released, pipeline)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="is no pipeline folder, so --force"):
+    with pytest.raises(InputError, match="is not a pipeline folder, so --force"):
         import_released(released, tmp_path / "mine", force=True)
-    with pytest.raises(WeightsError, match=r"which says how large the network is"):
+    with pytest.raises(WeightsError, match=r"it is needed for the size of the network"):
         import_released(replace(released, image_encoder=tmp_path), tmp_path / "pipeline")
 
 
@@ -188,12 +192,14 @@ def test_diff_tells_what_was_trained(
     assert len(parts["referencenet"]["excused_keys"]) == 24 and "conv_out.bias" in parts["referencenet"]["excused_keys"]
     assert parts["unet"]["new_inputs"]["channels"] == 4 and not parts["unet"]["new_inputs"]["all_zero"]
     for name, beginning in {
-        "unet": "The imitative U-Net was trained, or began elsewhere: in every block",
-        "referencenet": "The reference U-Net was trained: in 1 of 14 blocks",
+        "unet": "The imitative U-Net was trained, or started from other weights",
+        "referencenet": "The reference U-Net was trained: its weights differ from those of ",
         "image_encoder": "The image encoder was not trained: ",
         "depth": "The depth estimator was not trained: ",
     }.items():
         assert parts[name]["sentence"].startswith(beginning)
+    assert " in 1 of 14 blocks, by " in parts["referencenet"]["sentence"]
+    assert " in every block, by " in parts["unet"]["sentence"]
     # By hand, for one block.
     new = torch.load(released.checkpoint, weights_only=True)["unet"]
     old = torch.load(released.inpainting / "unet" / "diffusion_pytorch_model.bin", weights_only=True)
@@ -204,7 +210,7 @@ def test_diff_tells_what_was_trained(
     change = torch.cat([moved_weight.flatten(), moved_bias])
     size = torch.cat([old["conv_in.weight"].flatten(), old["conv_in.bias"]])
     assert parts["unet"]["blocks"]["conv_in"]["relative"] == pytest.approx(float(change.norm() / size.norm()), rel=1e-5)
-    with pytest.raises(InputError, match="holds no vae"):
+    with pytest.raises(InputError, match="does not contain vae"):
         compare_with_stock(released.checkpoint, **stock_of(released), vae=released.vae)
 
 
@@ -239,9 +245,10 @@ def test_exports_that_the_released_code_cannot_hold_are_refused(
     pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(pipeline, tmp_path / "pipeline")
+    (tmp_path / "pipeline" / CHECKSUMS_FILE).unlink()  # older folders have none
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(index.read_text().replace('"ReferenceUNet"', '"KeyValueReferenceUNet"'))
-    with pytest.raises(WeightsError, match="does not share hidden states"):
+    with pytest.raises(WeightsError, match="which shares hidden states"):
         export_released(tmp_path / "pipeline", tmp_path / "mimicbrush.bin")
     config = json.loads(index.read_text().replace('"KeyValueReferenceUNet"', '"ReferenceUNet"'))
     index.write_text(json.dumps({**config, "reference_blend": 1.0}))
@@ -257,10 +264,13 @@ def test_exports_that_the_released_code_cannot_hold_are_refused(
     (projector / "config.json").write_text("{}")
     script("export", "--pipeline", tmp_path / "pipeline", "--output", tmp_path / "mimicbrush.bin")
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
-    assert "reference_blend=1.0; the released code has 0.5 wired in" in warnings[0]
+    assert "reference_blend=1.0, but the released code always uses 0.5" in warnings[0]
     # A toy; else as released.
-    assert len(warnings) == 3 and "trained for 64 px; the released code's depth guider has 512" in warnings[1]
-    assert "image_proj has other sizes" in warnings[2] and "(16, 32), there (16, 1280))" in warnings[2]
+    assert (
+        len(warnings) == 3
+        and "trained for 64 px, but the depth guider of the released code always uses 512" in warnings[1]
+    )
+    assert "image_proj has other sizes" in warnings[2] and "(16, 32) here and (16, 1280) there)" in warnings[2]
     # The width of the context is free, that of the image tokens and the size are not.
     config = tmp_path / "pipeline" / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 64}))

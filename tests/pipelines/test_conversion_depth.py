@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_named(original: OriginalDepthAnything, tmp_path: P
     hub, config = hub_weights(weights, tmp_path)
     save_file(hub, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(WeightsError, match=r"attention\.query\.bias is there twice, under two of its names"):
+    with pytest.raises(WeightsError, match=r"attention\.query\.bias appears twice, under two different names"):
         hub_weights({**hub, "backbone.encoder.layer.0.attention.q_proj.bias": bias}, tmp_path)
     hub.pop("head.conv1.bias")
     with pytest.raises(WeightsError, match=r"head\.conv1\.bias is missing"):

@@ -68,7 +68,7 @@ def test_the_average_is_what_the_runs_own_pipeline_holds(run: Path, tmp_path: Pa
 
 
 def test_a_folder_that_is_no_checkpoint(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="is no checkpoint of a run"):
+    with pytest.raises(WeightsError, match="is not a checkpoint of a training run"):
         export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_checkpoint(run: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_of_adapters_is_refused(run: Path, tmp_path: Path) -> None:
     for name in ("weights", "ema"):
         save_file({"unet.x.to_q.lora_A.default.weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(WeightsError, match="holds adapters"):
+    with pytest.raises(WeightsError, match="contains only LoRA adapters"):
         export_released(run / "pipeline", tmp_path / "x.bin", checkpoint=tmp_path)
 
 

@@ -241,7 +241,7 @@ def _cast(pipe: MimicBrushPipeline) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_record, "model looks are recorded at each step"),
+        (_record, "attention is recorded at each step"),
         (_hook, "a hook .* runs at every pass of mid_block"),
         pytest.param(_cast, "a hook .* runs at every pass of ", marks=pytest.mark.slow),
     ],
@@ -259,7 +259,7 @@ def test_what_no_graph_repeats_runs_without_and_the_reason_is_logged_once(
         plain, replayed = both(pipe, with_graphs, num_inference_steps=1, **options)
         assert torch.equal(plain, replayed)
     (message,) = caplog.messages
-    assert re.match(f"no CUDA graphs for this edit: .*{reason}", message)
+    assert re.match(f"this edit runs without CUDA graphs: .*{reason}", message)
 
 
 def test_a_cpu_has_none(zero: MimicBrushPipeline, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,11 +269,11 @@ def test_a_cpu_has_none(zero: MimicBrushPipeline, caplog: pytest.LogCaptureFixtu
     for _ in range(2):
         assert torch.equal(latents_of(pipe, num_inference_steps=1), expected)
     assert caplog.messages == [
-        "no CUDA graphs for this edit: the pipeline is on the device 'cpu', and they need 'cuda'"
+        "this edit runs without CUDA graphs: the pipeline is on the device 'cpu', but CUDA graphs need 'cuda'"
     ]
     pipe.disable_cuda_graphs()
     assert torch.equal(latents_of(pipe, num_inference_steps=1), expected)
-    with pytest.raises(InputError, match="max_graphs=0: must be"):
+    with pytest.raises(InputError, match="max_graphs=0: expected"):
         pipe.enable_cuda_graphs(max_graphs=0)
 
 
@@ -289,7 +289,7 @@ def test_a_recording_that_fails_costs_no_edit(zero: MimicBrushPipeline, caplog: 
         assert torch.equal(latents_of(pipe, num_inference_steps=1), expected)
         assert torch.equal(latents_of(pipe, num_inference_steps=1), expected)
     assert caplog.messages == [
-        "no CUDA graphs for this edit: a pass could not be recorded "
+        "this edit runs without CUDA graphs: a pass could not be recorded "
         "(RuntimeError: operation not permitted when stream is capturing)"
     ]
 

@@ -192,7 +192,7 @@ def test_what_would_leave_the_reference_out_is_refused_at_once(smallest: ToyMode
     pipe = build(smallest)
     expected = latents_of(pipe)
     for refused in (pipe.enable_attention_slicing, pipe.enable_xformers_memory_efficient_attention):
-        with pytest.raises(InputError, match="would leave the reference out"):
+        with pytest.raises(InputError, match="would ignore the reference"):
             refused()
     pipe.disable_attention_slicing()
     assert torch.equal(latents_of(pipe), expected)

@@ -41,9 +41,9 @@ def test_images_that_fit(edit: Edit) -> None:
 @pytest.mark.parametrize(
     ("width", "height", "offers", "hint"),
     [
-        (30, 20, "resize_mask=True brings it", ""),
-        (50, 40, "within 1% for resize_mask", ""),
-        (40, 60, "", "is it turned?"),
+        (30, 20, "resize_mask=True resizes it", ""),
+        (50, 40, "with resize_mask=True its aspect ratio may differ by at most 1%", ""),
+        (40, 60, "", "is the mask rotated?"),
     ],
 )
 def test_a_mask_of_another_size(edit: Edit, width: int, height: int, offers: str, hint: str) -> None:
@@ -59,30 +59,32 @@ def test_a_mask_of_the_references_size_may_tell_of_an_exchange(
 ) -> None:
     save_mask(edit, *size)
     Image.new("RGB", size, "blue").save(edit.reference)
-    note = r"m\.png has the size of .*r\.png: are source and reference exchanged\?"
-    with pytest.raises(InputError, match=rf"s\.png is 60 x 40 px; a mask must have .*\. .*{note}"):
+    note = r"m\.png has the size of .*r\.png: did you swap source and reference\?"
+    with pytest.raises(InputError, match=rf"s\.png is 60 x 40 px; the mask must have .*\. .*{note}"):
         read_inputs(edit)
     if size == (30, 20):  # of the source's shape: it may be meant
         assert read_inputs(edit, resize_mask=True).mask.size == (60, 40)
-        assert "exchanged?" in caplog.messages[0]
+        assert "did you swap" in caplog.messages[0]
     Image.new("RGB", (31, 31), "blue").save(edit.reference)
     with pytest.raises(InputError) as told:
         read_inputs(edit)
-    assert "exchanged" not in str(told.value)
+    assert "swap" not in str(told.value)
 
 
 def test_a_box_is_a_mask(edit: Edit) -> None:
     box = replace(edit, mask=None, mask_box=(10, 5, 60, 6))
     mask = np.asarray(read_inputs(box).mask)
     assert mask.shape == (40, 60) and mask[5, 10:].all() and mask.sum() == 50 * 255
-    with pytest.raises(InputError, match=r"the box 0,0,60,40 is all of .*s\.png: nothing .*allow_full_mask=True"):
+    with pytest.raises(
+        InputError, match=r"the box 0,0,60,40 covers all of .*s\.png, so nothing .*allow_full_mask=True"
+    ):
         read_inputs(replace(box, mask_box=(0, 0, 60, 40)))
     assert read_inputs(replace(box, mask_box=(0, 0, 60, 40)), allow_full_mask=True).mask.getextrema() == (255, 255)
     for wrong in ((0, 0, 61, 4), (4, 4, 4, 9), (-1, 0, 3, 3)):
-        with pytest.raises(InputError, match=r"no box within the source .*s\.png, which is 60 x 40 px"):
+        with pytest.raises(InputError, match=r"not a box inside the source .*s\.png, which is 60 x 40 px"):
             read_inputs(replace(box, mask_box=wrong))
     for changes in ({"mask_box": None}, {"mask": edit.source}):
-        with pytest.raises(InputError, match="a mask, or the box of one"):
+        with pytest.raises(InputError, match="either a mask or a box"):
             replace(box, **changes)  # type: ignore[arg-type]
 
 
@@ -91,13 +93,13 @@ def test_resizing_a_mask_keeps_its_two_values_and_wants_its_shape(edit: Edit) ->
     mask = np.asarray(read_inputs(edit, resize_mask=True).mask)
     assert mask.shape == (40, 60) and set(np.unique(mask)) == {0, 255} and mask[:, :30].all() and not mask[:, 30:].any()
     save_mask(edit, 50, 40)
-    with pytest.raises(InputError, match="within 1%"):
+    with pytest.raises(InputError, match="its aspect ratio may differ by at most 1%"):
         read_inputs(edit, resize_mask=True)
 
 
 def test_a_message_names_what_its_reader_has_before_him(edit: Edit) -> None:
     save_mask(edit, painted=1)
-    for speaker, words in (("command", "--allow-full-mask"), ("page", "leave a part unpainted")):
+    for speaker, words in (("command", "--allow-full-mask"), ("page", "leave a part of the image unpainted")):
         with speak_as(speaker), pytest.raises(InputError, match=words) as caught:  # type: ignore[arg-type]
             read_inputs(edit)
         assert speaker == "command" or "--" not in str(caught.value)
@@ -114,7 +116,7 @@ def test_empty_and_full_masks(edit: Edit, caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(InputError, match=r"m\.png: the mask is empty"):
         read_inputs(edit)
     save_mask(edit, white=1)  # of 0 and 1 instead of 0 and 255
-    with pytest.raises(InputError, match="its brightest value is 1"):
+    with pytest.raises(InputError, match="the brightest value is 1"):
         read_inputs(edit)
     save_mask(edit, white=128)
     with pytest.raises(InputError, match="empty"):
@@ -146,7 +148,7 @@ def test_a_mask_that_looks_inverted(edit: Edit, painted: float, noted: bool, cap
     save_mask(edit, painted=painted)
     with caplog.at_level(logging.WARNING):
         read_inputs(edit)
-    assert any("is it inverted?" in message for message in caplog.messages) == noted
+    assert any("is the mask inverted?" in message for message in caplog.messages) == noted
 
 
 @pytest.mark.parametrize("is_photograph", [True, False])
@@ -160,7 +162,7 @@ def test_a_photograph_in_the_place_of_the_mask_is_noted(
     Image.fromarray(image.astype(np.uint8)).save(edit.mask)
     with caplog.at_level(logging.WARNING):
         read_inputs(edit)
-    assert any("is it the mask?" in message for message in caplog.messages) == is_photograph
+    assert any("is this the mask?" in message for message in caplog.messages) == is_photograph
 
 
 def test_a_crop_that_leaves_the_reference(edit: Edit) -> None:
@@ -168,5 +170,5 @@ def test_a_crop_that_leaves_the_reference(edit: Edit) -> None:
     paths = (edit.source, edit.mask, edit.reference, edit.output)
     read_inputs(Edit(*paths, reference_crop=(0, 0, 30, 30)))
     for box in ((0, 0, 31, 30), (5, 5, 5, 9), (-1, 0, 3, 3)):
-        with pytest.raises(InputError, match=r"no box within the reference .*r\.png, which is 30 x 30 px"):
+        with pytest.raises(InputError, match=r"not a box inside the reference .*r\.png, which is 30 x 30 px"):
             read_inputs(Edit(*paths, reference_crop=box))

@@ -48,7 +48,7 @@ def test_references_are_one_for_all_or_one_each(pipe: MimicBrushPipeline, count:
     if count == 4:
         assert pipe(sources, regions, references, **options).images.shape[0] == 4
         return
-    with pytest.raises(InputError, match=rf"{count} references"):
+    with pytest.raises(InputError, match=rf"for each of 4 sources, got {count}$|got {count} references"):
         pipe(sources, regions, references, **options)
 
 

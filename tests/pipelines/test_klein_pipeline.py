@@ -20,10 +20,12 @@ from toy_klein import OPTIONS, SIZE_PX, add_lora, build_klein, open_toy, toy_imi
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein import lora
 from mimicbrush.models.flux2_klein.components import load_klein, toy_klein
+from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
 from mimicbrush.pipelines import flux2_klein
+from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor
 from mimicbrush.pipelines.flux2_klein import KleinPipeline, open_klein, write_klein_folder
 from mimicbrush.pipelines.folder import IMITATION_FILE, resolve_pipeline_folder
 from mimicbrush.pipelines.klein.folder import (
@@ -155,6 +157,35 @@ def test_each_of_several_results_has_its_seed(editor: KleinPipeline) -> None:
         assert np.abs(image - alone).max() < 1.5 / 255
 
 
+def test_images_are_encoded_once_for_all_results(editor: KleinPipeline) -> None:
+    """With the same bits as calls of their own; for two sources, the one reference is encoded once, too."""
+    encoded: list[int] = []
+    handle = editor.pipeline.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    seeds, options = (3, 4), {"num_inference_steps": 2, "output_type": "latent"}
+    generators = [seeded_generator(seed) for seed in seeds]
+    together = editor(**an_edit(), **options, num_images_per_prompt=2, generator=generators).images
+    assert len(encoded) == 2
+    alone = [editor(**an_edit(), **options, generator=seeded_generator(seed)).images[0] for seed in seeds]
+    assert len(encoded) == 6
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+    two = {name: [an_edit(turns)[name] for turns in (0, 1)] for name in ("source", "mask")}
+    editor(**two, reference=an_edit()["reference"], **options)
+    handle.remove()
+    assert len(encoded) <= 9 and "encode" not in vars(editor.pipeline.vae)
+
+
+def test_steps_are_told_and_may_end_the_edit(editor: KleinPipeline) -> None:
+    told: list[int] = []
+
+    def follow(pipeline: Flux2KleinPipeline, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        told.append(step)
+        pipeline._interrupt = step == 1
+        return {}
+
+    edit(editor, num_inference_steps=5, callback_on_step_end=follow)
+    assert told == [0, 1]
+
+
 def test_guidance_is_away_from_the_empty_prompt(editor: KleinPipeline) -> None:
     assert (edit(editor, guidance_scale=3.0) != edit(editor)).any()
 
@@ -167,8 +198,8 @@ def test_guidance_is_away_from_the_empty_prompt(editor: KleinPipeline) -> None:
         ({"crop": "some"}, "full or auto"),
         ({"output_type": "tensor"}, "pil, np, pt or latent"),
         ({"reference": [an_edit()["reference"]] * 5}, "references of a source=5"),
-        ({"reference": [[an_edit()["reference"]]] * 2}, "2 references for 1 sources"),
-        ({"reference_crop": (0, 0, 1000, 1000)}, "no box within the reference"),
+        ({"reference": [[an_edit()["reference"]]] * 2}, "for each of 1 sources, got 2"),
+        ({"reference_crop": (0, 0, 1000, 1000)}, "not a box inside the reference"),
     ],
 )
 def test_what_it_cannot_do_is_refused(editor: KleinPipeline, options: dict[str, object], words: str) -> None:
@@ -232,7 +263,7 @@ def test_a_base_that_is_not_here_says_what_to_do(tmp_path: Path) -> None:
     add_lora(components.transformer)
     for base, words in (
         ("someone/FLUX.2-klein", "hf download someone/FLUX.2-klein --revision abc"),
-        (str(tmp_path / "gone"), "gone, which is not here"),
+        (str(tmp_path / "gone"), "gone, but there is no such folder"),
     ):
         write_klein_folder(tmp_path, toy_imitation(base=base, revision="abc"), toy_prompt(), components)
         with pytest.raises(WeightsError, match=words):
@@ -259,16 +290,16 @@ def spoil_json(folder: Path, name: str = IMITATION_FILE, **values: object) -> No
     ("spoil", "kind", "words"),
     [
         (lambda folder: (folder / IMITATION_FILE).write_text("{"), DamagedFileError, "cannot be read"),
-        (lambda folder: spoil_json(folder, family="unets"), WeightsError, "of the family unets"),
-        (lambda folder: spoil_json(folder, more=1), DamagedFileError, "more differ"),
+        (lambda folder: spoil_json(folder, family="unets"), WeightsError, "has the family unets"),
+        (lambda folder: spoil_json(folder, more=1), DamagedFileError, "missing or unknown: more"),
         (lambda folder: spoil_json(folder, size_px="64"), DamagedFileError, "size_px=64"),
         (lambda folder: spoil_json(folder, size_px=68), InputError, "a multiple of 8"),
-        (lambda folder: spoil_json(folder, base="../elsewhere"), DamagedFileError, "must be a repository"),
+        (lambda folder: spoil_json(folder, base="../elsewhere"), DamagedFileError, "expected a repository"),
         (lambda folder: spoil_json(folder, num_references=9), DamagedFileError, "num_references=9"),
-        (lambda folder: spoil_json(folder, prompt="Another."), WeightsError, "holds the prompt"),
-        (lambda folder: spoil_json(folder, prompt_checksum="0"), DamagedFileError, "states another"),
+        (lambda folder: spoil_json(folder, prompt="Another."), WeightsError, "contains the prompt"),
+        (lambda folder: spoil_json(folder, prompt_checksum="0"), DamagedFileError, "but imitation.json expects"),
         (lambda folder: (folder / PROMPT_FILE).unlink(), InputError, f"lacks {PROMPT_FILE}"),
-        (lambda folder: (folder / LORA_FILE).write_bytes(b"no head"), DamagedFileError, "no safetensors file"),
+        (lambda folder: (folder / LORA_FILE).write_bytes(b"no head"), DamagedFileError, "not a safetensors file"),
         (
             lambda folder: (folder / BASE_FOLDER / "transformer" / "config.json").unlink(),
             WeightsError,
@@ -284,7 +315,7 @@ def spoil_json(folder: Path, name: str = IMITATION_FILE, **values: object) -> No
         (
             lambda folder: (folder / BASE_FOLDER / "model_index.json").write_text('{"_class_name": "QwenPipeline"}'),
             InputError,
-            "holds a QwenPipeline",
+            "contains a QwenPipeline, expected a Flux2KleinPipeline",
         ),
     ],
 )
@@ -292,9 +323,69 @@ def test_a_damaged_folder_is_not_opened(
     run: Path, tmp_path: Path, spoil: Callable[[Path], object], kind: type[Exception], words: str
 ) -> None:
     folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    forget_files(folder)
     spoil(folder)
     with pytest.raises(kind, match=words):
         open_klein(folder, "cpu")
+
+
+def forget_files(folder: Path) -> None:
+    """Make of the folder of a run that of an older version, which did not list its files."""
+    file = folder / IMITATION_FILE
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({name: stated[name] for name in stated.keys() - {"files", "base_fingerprint"}}))
+
+
+def test_a_folder_of_an_older_version_opens(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    forget_files(folder)
+    assert read_imitation(folder, deep=True) == read_imitation(run / "pipeline")
+
+
+def test_every_file_must_be_that_of_the_run(run: Path, tmp_path: Path) -> None:
+    """Each is deleted, emptied, cut, and exchanged with that of a run of other weights; size and names are the same."""
+    folder = shutil.copytree(run / "pipeline", tmp_path / "copy")
+    listed = json.loads((folder / IMITATION_FILE).read_text())["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(listed) == present - {IMITATION_FILE} and {LORA_FILE, PROMPT_FILE} < set(listed)
+    for name in listed:
+        file, content = folder / name, (folder / name).read_bytes()
+        for spoilt in (None, b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            file.unlink() if spoilt is None else file.write_bytes(spoilt)
+            with pytest.raises(WeightsError, match=f"{name} (is missing|has .* saved).*mimicbrush export RUN"):
+                open_klein(folder, "cpu")
+            if spoilt is None or len(spoilt) != len(content):
+                with pytest.raises(WeightsError, match=name):  # before anything heavy is imported
+                    read_imitation(folder)
+            file.write_bytes(content)
+    read_imitation(folder, deep=True)
+    with pytest.raises(InputError, match=r"not the LoRA file that the training run wrote to .*Give the folder"):
+        open_klein(folder / PROMPT_FILE, "cpu")
+    (folder / IMITATION_FILE).write_bytes(b"")
+    with pytest.raises(DamagedFileError, match="mimicbrush export RUN"):
+        open_klein(folder, "cpu")
+    (folder / IMITATION_FILE).unlink()
+    with pytest.raises(InputError, match=f"lacks {IMITATION_FILE}.*mimicbrush export RUN"):
+        resolve_pipeline_folder(folder)
+
+
+def test_a_lora_that_is_not_of_the_run_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    write_klein_folder(tmp_path, toy_imitation(), toy_prompt(), build_klein())
+    shutil.copy(run / "pipeline" / LORA_FILE, tmp_path)
+    with pytest.raises(WeightsError, match=f"{LORA_FILE} was not one of them. Move it to another folder"):
+        open_klein(tmp_path, "cpu")
+
+
+def test_another_base_elsewhere_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(run / "pipeline" / BASE_FOLDER, tmp_path / "base").absolute()
+    components = build_klein()
+    add_lora(components.transformer)
+    imitation = toy_imitation(base=str(base), base_fingerprint=fingerprint_klein(base))
+    write_klein_folder(tmp_path / "run", imitation, toy_prompt(), components)
+    assert open_klein(tmp_path / "run", "cpu").imitation.base_fingerprint == imitation.base_fingerprint
+    build_klein(seed=1).transformer.save_pretrained(base / "transformer")
+    with pytest.raises(WeightsError, match=r"is not the base model that .* was trained with.*Put the right one"):
+        open_klein(tmp_path / "run", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +406,7 @@ def test_a_lora_of_something_else_is_not_loaded(
     with pytest.raises(WeightsError, match=words):
         lora.load_klein_lora(build_klein().build_pipeline(), file)
     for weights, message in (
-        ({"weight": torch.zeros(2)}, "no LoRA of diffusers"),
+        ({"weight": torch.zeros(2)}, "not a LoRA of diffusers"),
         ({"transformer.x_embedder.lora_A.weight": torch.zeros(2, 16)}, "does not fit"),
         ({f"transformer.x_embedder.lora_{half}.weight": torch.zeros(16) for half in "AB"}, "does not fit"),
     ):
@@ -326,9 +417,12 @@ def test_a_lora_of_something_else_is_not_loaded(
 
 def test_other_folders_are_not_opened(run: Path, tmp_path: Path) -> None:
     for path in (tmp_path, run / "pipeline" / "absent.safetensors"):
-        with pytest.raises(InputError, match="neither what a run of FLUX"):
+        with pytest.raises(InputError, match=r"is not a FLUX\.2 klein model"):
             open_klein(path, "cpu")
-    with pytest.raises(InputError, match=r"safetensors is a file; name the folder that a run left"):
+    with pytest.raises(
+        InputError,
+        match=r"safetensors is a file; expected the folder of a pipeline or of a training run, or a LoRA file",
+    ):
         resolve_pipeline_folder(next(run.rglob("pytorch_lora_weights.safetensors")))
 
 
@@ -451,12 +545,46 @@ def test_the_command_zooms_and_refuses(run: Path, tmp_path: Path, monkeypatch: p
     files = ["reference.png", "source.png", "mask.png", "--model", str(run), "--steps", "2", "--seed", "5"]
     main([*files, "-o", "zoomed.png", "--auto-zoom", "--device", "cpu"])
     assert Path("zoomed.png").is_file()
-    for option, words in (("--keep-shape", "depth estimator"), ("--cuda-graphs", "for the U-Nets")):
+    for option, words in (("--keep-shape", "depth estimator"), ("--cuda-graphs", "only with the U-Nets")):
         with pytest.raises(InputError, match=words):
             main([*files, "-o", "refused.png", option, "--device", "cpu"])
 
 
+def test_a_lora_file_is_a_model_whose_base_must_be_here(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = shutil.copy(run / "pipeline" / LORA_FILE, tmp_path / "some.safetensors")
+    with pytest.raises(WeightsError, match=r"hf download black-forest-labs/.*A LoRA file alone does not name its base"):
+        LoadedEditor(EditSettings(str(file)))
+    LoadedEditor(EditSettings(str(run / "pipeline" / LORA_FILE)))
+    shutil.copy(run / "pipeline" / PROMPT_FILE, file)
+    with pytest.raises(WeightsError, match=r"is not a LoRA of diffusers: it contains .*the folder of a training run"):
+        LoadedEditor(EditSettings(str(file)))
+    with pytest.raises(InputError, match="is not the LoRA file that the training run wrote to"):
+        LoadedEditor(EditSettings(str(run / "pipeline" / PROMPT_FILE)))
+
+
+@pytest.mark.slow
+def test_the_command_edits_with_a_lora_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mimicbrush.cli.edit import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flux2_klein, "KLEIN_SIZE_PX", SIZE_PX)
+    toy_klein(OPTIONS).build_pipeline().save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("mimicbrush.pipelines.klein.folder.locate_klein", lambda name: tmp_path / "base")
+    shutil.copy(run / "pipeline" / LORA_FILE, "some.safetensors")
+    for name, image in an_edit().items():
+        image.save(f"{name}.png")
+    files = ["reference.png", "source.png", "mask.png", "--model", "some.safetensors", "--steps", "2"]
+    main([*files, "-o", "result.png", "--device", "cpu"])
+    told = capsys.readouterr().err
+    assert Path("result.png").is_file() and "does not say how it was trained" in told and KLEIN_PROMPT in told
+
+
 def test_commands_of_the_unets_say_what_this_is(run: Path) -> None:
-    with pytest.raises(InputError, match=r"holds FLUX\.2 klein, and this takes a MimicBrush pipeline"):
+    with pytest.raises(InputError, match=r"contains FLUX\.2 klein, but only a MimicBrush pipeline"):
         open_pipeline(run, "cpu")
     assert isinstance(open_any_pipeline(run / "pipeline", "cpu", "bfloat16"), KleinPipeline)

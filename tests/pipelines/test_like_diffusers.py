@@ -207,15 +207,16 @@ def test_schedulers_can_be_swapped(
 ) -> None:
     pipe = by_timestep[reference_timestep]
     pipe.scheduler = getattr(diffusers, name).from_config(noise_scheduler().config)
-    first = latents_of(pipe, num_inference_steps=4)
+    steps = 4 if name == "PNDMScheduler" else 3  # it begins with three Runge-Kutta steps
+    first = latents_of(pipe, num_inference_steps=steps)
     assert first.shape == (1, 4, 8, 8) and first.isfinite().all()
     assert first.abs().max() < 100  # scaled to unit variance, not left at the scheduler's own noise level
-    assert torch.equal(first, latents_of(pipe, num_inference_steps=4))  # also those that draw noise
+    assert torch.equal(first, latents_of(pipe, num_inference_steps=steps))  # also those that draw noise
     # Those that evaluate a step twice read the reference at each evaluation's own timestep.
     prepared = pipe.prepare_reference(
-        an_edit()["reference"], generator=(generator := seeded_generator(0)), num_inference_steps=4
+        an_edit()["reference"], generator=(generator := seeded_generator(0)), num_inference_steps=steps
     )
-    again = latents_of(pipe, {**an_edit(), "reference": prepared}, num_inference_steps=4, generator=generator)
+    again = latents_of(pipe, {**an_edit(), "reference": prepared}, num_inference_steps=steps, generator=generator)
     torch.testing.assert_close(again, first, atol=1e-5, rtol=1e-4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +14,14 @@ import pytest
 import torch
 from toy_edit import an_edit, build
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.options import ToyModel
+from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.pipelines import MimicBrushPipeline, small_model
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.find_pipeline import find_pipeline
-from mimicbrush.pipelines.folder import resolve_pipeline_folder
-from mimicbrush.pipelines.open_pipeline import default_dtype, open_pipeline, seeded_generator
+from mimicbrush.pipelines.folder import read_index, resolve_pipeline_folder
+from mimicbrush.pipelines.open_pipeline import default_dtype, load_pipeline, open_pipeline, seeded_generator
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def test_a_run_folder_is_its_pipeline(run_folder: Path) -> None:
 
 def test_a_misspelt_model_names_the_nearest() -> None:
     for name, meant in (("smal", "small"), ("relased", "released")):
-        with pytest.raises(InputError, match=rf"{name} is no pipeline folder .*; did you mean {meant}\?"):
+        with pytest.raises(InputError, match=rf"{name} is not a pipeline folder .*\. Did you mean '{meant}'\?"):
             resolve_pipeline_folder(name)
 
 
@@ -52,7 +56,7 @@ def test_names_of_the_small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert all(torch.equal(value, small[key]) for key, value in other.unet.state_dict().items())
     monkeypatch.setattr(small_model, "SHIPPED_MODEL", tmp_path / "absent")
     for name in ("small", "proof"):
-        with pytest.raises(InputError, match="the small model is not in this installation"):
+        with pytest.raises(InputError, match="this installation does not contain the small model"):
             resolve_pipeline_folder(name)
 
 
@@ -65,15 +69,42 @@ def test_a_folder_comes_before_a_name(run_folder: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no pipeline folder \(there is no such folder\)"):
+    with pytest.raises(InputError, match=r"is not a pipeline folder \(there is no such folder\)"):
         open_pipeline(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"is no pipeline folder \(it has no model_index.json\)"):
+    with pytest.raises(InputError, match=r"is not a pipeline folder \(it has no model_index.json\)"):
         open_pipeline(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"run that has no pipeline yet; `mimicbrush export"):
+    with pytest.raises(InputError, match=r"run without a pipeline; `mimicbrush export"):
         open_pipeline(tmp_path)
     with pytest.raises(InputError, match=r"must be auto, float32, float16, bfloat16 or a torch\.dtype, got 'half'"):
         open_pipeline("small", dtype="half")
+
+
+def test_every_file_must_be_the_one_that_was_saved(run_folder: Path, tmp_path: Path) -> None:
+    """Each is deleted, emptied, cut, or exchanged with that of another run, which has the same size and shapes."""
+    folder = shutil.copytree(run_folder / "pipeline", tmp_path / "pipeline")
+    listed = json.loads((folder / CHECKSUMS_FILE).read_text())["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(listed) == present - {CHECKSUMS_FILE, "README.md"}
+    for name in listed:
+        file, content = folder / name, (folder / name).read_bytes()
+        for spoilt in (None, b"", content[:-1]):
+            file.unlink() if spoilt is None else file.write_bytes(spoilt)
+            with pytest.raises(WeightsError, match=f"{name} (is missing|has .* saved).*mimicbrush export RUN"):
+                resolve_pipeline_folder(folder) if name == "model_index.json" and spoilt is None else read_index(folder)
+        file.write_bytes(content)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-4] + bytes(4))
+    for load in (load_pipeline, MimicBrushPipeline.from_pretrained):
+        with pytest.raises(WeightsError, match=r"unet/.* has another SHA-256 than when it was saved.*export RUN"):
+            load(folder)
+    for damaged in ("", "{}", '{"files": {"../x": [1, "0"]}}', '{"files": {"x": 1}}'):
+        (folder / CHECKSUMS_FILE).write_text(damaged)
+        with pytest.raises(DamagedFileError, match="mimicbrush export RUN"):
+            read_index(folder)
+    (folder / CHECKSUMS_FILE).unlink()  # as in folders of older versions
+    load_pipeline(folder)
 
 
 def test_the_rule_of_precision(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

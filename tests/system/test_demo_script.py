@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import warm_scripts
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from mimicbrush import assembly
 from mimicbrush.cli.dev import demo
 from mimicbrush.data.manifest import read_manifest
 from mimicbrush.errors import InputError
-from mimicbrush.evaluation.heldout.showcase import find_moved_mask
+from mimicbrush.evaluation.heldout.showcase import find_showcase_hole
 from mimicbrush.pipelines import small_model as shipped
 from mimicbrush.pipelines.editing.inputs import read_inputs
 from mimicbrush.pipelines.editing.requests import collect_edits
@@ -42,7 +43,7 @@ def test_the_demo_never_empties_a_folder_that_is_not_its_own(
 def test_without_the_small_model_it_says_so_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "is_shipped", lambda: False)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "demo")])
-    with pytest.raises(InputError, match="this installation has none"):
+    with pytest.raises(InputError, match="this installation does not have it"):
         demo.main()
     assert not (tmp_path / "demo").exists()
 
@@ -91,17 +92,18 @@ def test_few_clips_are_cautioned_about(tmp_path: Path) -> None:
     assert "Only 4 source videos" in demo.compare(tmp_path, "warped", seed=0)
 
 
-def test_the_edits_are_pairs_with_holes_over_what_moved(mined: Path, tmp_path: Path) -> None:
+def test_the_edits_are_pairs_with_holes_that_the_reference_explains(mined: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "heldout").symlink_to(mined)
     edits = demo.write_edits(tmp_path)
     collected = collect_edits(edits / "edits.jsonl", tmp_path / "before")
     assert len(collected) == demo.EDITS == len({edit.source for edit in collected})
-    pairs = {Path(pair.source_path).stem: pair for pair in read_manifest(mined) if pair.kind == "video"}
+    pairs = {pair.read_a().tobytes(): pair for pair in read_manifest(mined) if pair.kind == "video"}
     for edit, named in zip(collected, demo.read_edits(tmp_path), strict=True):
         inputs = read_inputs(edit)
-        pair = pairs[named["source"].removesuffix("_source.png")]
+        with Image.open(edits / named["source"]) as image:
+            pair = pairs[image.tobytes()]
         assert inputs.source.size == inputs.mask.size == pair.size_px[::-1]
-        hole = find_moved_mask(pair)
+        hole = find_showcase_hole(pair)
         assert hole is not None and 0.02 < (hole.mask > 0).mean() < 0.5
     assert [edit.output.name for edit in collected] == [edit["output"] for edit in demo.read_edits(tmp_path)]

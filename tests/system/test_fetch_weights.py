@@ -80,12 +80,12 @@ def test_the_command_fetches_what_is_needed_and_tells_of_it(
 
     status, lines = run()
     assert status == 0
-    table = [line.split() for line in lines if not line.startswith(("note", "fetching"))]
+    table = [line.split() for line in lines if not line.startswith(("note", "downloading"))]
     assert table[0] == ["part", "files", "size", "type", "check", "where"]
     assert [row[0] for row in table[1:]] == ["unet", "reference_unet", "image_encoder", "vae", "depth_estimator"]
     assert all("good" in row and row[-1].startswith(str(tmp_path)) for row in table[1:])
     assert "note: unet: cross_attention_dim=16 (paper: 768)" in lines
-    newest = f"revision {COMMIT}, the newest when it was fetched; name toy/inpainting@{COMMIT} to stay with it"
+    newest = f"revision {COMMIT}, the newest when it was downloaded; use toy/inpainting@{COMMIT} to keep this revision"
     assert f"note: unet: {newest}" in lines
     shards = {f"unet/diffusion_pytorch_model-{n:05}-of-00011.safetensors" for n in range(1, 12)}
     expected = {**NEEDED, "toy/sd15": NEEDED["toy/sd15"] | shards}
@@ -93,7 +93,7 @@ def test_the_command_fetches_what_is_needed_and_tells_of_it(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     status, lines = run("--check", "--deep")
-    assert status == 0 and not any(line.startswith("fetching") for line in lines)
+    assert status == 0 and not any(line.startswith("downloading") for line in lines)
     cached(tmp_path, "vae", "config.json").unlink()
     status, lines = run("--check")
     assert status == 2 and [line.split()[0] for line in lines if "NOT GOOD" in line] == ["vae"]
@@ -101,7 +101,7 @@ def test_the_command_fetches_what_is_needed_and_tells_of_it(
 
 def test_what_is_at_hand_is_not_fetched_again_and_the_rest_is(online: LocalHub, tmp_path: Path) -> None:
     before = provide(fetching=False)
-    assert set(before.values()) == {"neither a folder nor (wholly) in the local Hugging Face cache"}
+    assert set(before.values()) == {"neither a folder nor (completely) in the local Hugging Face cache"}
     assert not online.served
     assert not any(provide(deep=True).values())
     online.served.clear()
@@ -192,19 +192,19 @@ def test_damage_in_the_cache_is_found_and_mended(online: LocalHub, tmp_path: Pat
 
 def test_what_cannot_be_had_is_told_for_each_part(online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     found = provide("model.unet=toy/nothing", "model.vae=toy/CLIP-ViT-H-14")
-    assert "there is none, or it wants a token" in found["unet"]
+    assert "it does not exist, or it needs a token" in found["unet"]
     assert "has no diffusion_pytorch_model.safetensors" in found["vae"]
     assert not found["image_encoder"] and not found["reference_unet"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "the hub is not reached (OfflineModeIsEnabled" in provide("model.vae=toy/other")["vae"]
+    assert "the hub cannot be reached (OfflineModeIsEnabled" in provide("model.vae=toy/other")["vae"]
 
 
 def test_options_are_those_of_training() -> None:
     assert assembly.provide_weights(["+experiment=smoke"], CONFIGS, fetching=True, deep=False) == []
     for plus in ("", "+"):
-        with pytest.raises(InputError, match=r"no option model\.unett; did you mean model\.unet\?"):
+        with pytest.raises(InputError, match=r"there is no option model\.unett\. Did you mean 'model\.unet'\?"):
             provide(f"{plus}model.unett=x")
-    with pytest.raises(InputError, match=r"model\.encoders: the configs that were chosen have no such option"):
+    with pytest.raises(InputError, match=r"model\.encoders: the chosen configs have no such option"):
         provide("model.encoders=x")
     with pytest.raises(InputError, match=r"needs model\.path"):
         assembly.provide_weights(["model=pipeline"], CONFIGS, fetching=False, deep=False)
@@ -244,7 +244,7 @@ def test_klein_is_fetched_and_its_prompt_encoded_once(online: LocalHub, tmp_path
     shutil.rmtree(snapshot / "text_encoder")
     online.served.clear()
     assert provide_klein(prompt) == dict.fromkeys([*networks[:2], "prompt_embeddings"], "") and not online.served
-    assert "holds the prompt 'Fill" in provide_klein(prompt, text="x", fetching=False)["prompt_embeddings"]
+    assert "contains the prompt 'Fill" in provide_klein(prompt, text="x", fetching=False)["prompt_embeddings"]
     assert set(provide_klein(prompt, text="x").values()) == {""} and read_prompt(prompt).facts.prompt == "x"
 
 
@@ -270,7 +270,7 @@ def test_klein_of_another_kind_is_refused(hub: LocalHub, tmp_path: Path) -> None
     shutil.rmtree(folder / "text_encoder")
     found = problems()
     assert "has no scheduler/scheduler_config.json" in found["base.transformer"]
-    assert "bn.running_mean is missing" in found["base.vae"] and "cut off" in found["prompt_embeddings"]
+    assert "bn.running_mean is missing" in found["base.vae"] and "interrupted" in found["prompt_embeddings"]
     assert "text_encoder" in found["base.text_encoder"] or "config.json" in found["base.text_encoder"]
     (folder / "scheduler" / "scheduler_config.json").touch()
     config = folder / "transformer" / "config.json"

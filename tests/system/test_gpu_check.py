@@ -322,7 +322,7 @@ def test_what_is_asked_for_is_checked_before_anything_starts() -> None:
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match=r"absent: diffusers; `bash scripts/gpu_check.sh --wheels`"):
+    with pytest.raises(InputError, match=r"missing: diffusers. `bash scripts/gpu_check.sh --wheels`"):
         gpu_check.check_packages()
 
 
@@ -331,15 +331,15 @@ def test_it_starts_without_any_package() -> None:
     code = "import sys; sys.argv[1:] = ['out']; from measurements import gpu_check; gpu_check.cli_main(gpu_check.main)"
     bare = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {paths.split(os.pathsep)!r}; {code}"]
     done = subprocess.run(bare, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: these packages are absent: torch, transformers, ")
+    assert done.returncode == 2 and done.stderr.startswith("error: these packages are missing: torch, transformers, ")
 
 
 def test_a_device_or_variant_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_check", str(tmp_path / "out")])
     monkeypatch.setenv("DEVICE", "banana")
-    with pytest.raises(InputError, match="DEVICE=banana: must be cpu or cuda"):
+    with pytest.raises(InputError, match="DEVICE=banana: expected cpu or cuda"):
         gpu_check.main()
-    with pytest.raises(MimicBrushError, match="there is no variant x; it has none"):
+    with pytest.raises(MimicBrushError, match="there is no variant x; this measurement has none"):
         gpu_check.read_piece("parity:x", None)
     assert not (tmp_path / "out").exists()
 
@@ -394,7 +394,7 @@ def test_a_breakdown_is_of_the_variants_that_are_profiled_or_named() -> None:
     assert {"train step, peer, 8 samples", "edit, eager, 50 steps"} <= set(cases())
     assert len(cases()) < len(training_variants.TRAIN_VARIANTS) + len(editing.EDIT_VARIANTS)
     assert cases("plain", "compiled") == ["train step, plain, 8 samples", "edit, compiled, 50 steps"]
-    with pytest.raises(MimicBrushError, match="there is no variant fastest; there are peer, plain"):
+    with pytest.raises(MimicBrushError, match="there is no variant fastest; expected some of peer, plain"):
         cases("fastest")
 
 

@@ -121,51 +121,63 @@ def test_what_the_images_tell_is_told_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*PICTURES, "--model", "nowhere"], "is no pipeline folder"),
+        ([*PICTURES, "--model", "nowhere"], "is not a pipeline folder"),
         (["ref.jpg", "nothing.jpg", "mask.png"], "nothing.jpg: no such file"),
         (["ref.jpg", "ref.jpg", "mask.png"], "mask.png is 60 x 90 px but ref.jpg is 451 x 300"),
         (["ref.jpg", "src.jpg", "full.png"], "--allow-full-mask"),
-        ([*PICTURES, "--reference-crop", "0,0,999,10"], "no box within the reference"),
-        ([*PICTURES, "--reference-crop", "0,0,9"], "must be four whole numbers X0,Y0,X1,Y1"),
-        ([*PICTURES, "--reference-crop", "0,0,9,a"], "must be four whole numbers X0,Y0,X1,Y1 (pixels), got '0,0,9,a'"),
-        ([*PICTURES, "--steps", "abc"], "argument --steps: must be a whole number in 1..1000, got 'abc'"),
-        ([*PICTURES, "--num-images", "0"], "argument --num-images: must be a whole number in 1..1000, got '0'"),
-        ([*PICTURES, "--seed", "-1"], "argument --seed: must be a whole number, 0 or more, got '-1'"),
-        ([*PICTURES, "--seed", "1.5"], "argument --seed: must be a whole number, 0 or more, got '1.5'"),
+        ([*PICTURES, "--reference-crop", "0,0,999,10"], "not a box inside the reference"),
+        ([*PICTURES, "--reference-crop", "0,0,9"], "expected four whole numbers X0,Y0,X1,Y1"),
+        ([*PICTURES, "--reference-crop", "0,0,9,a"], "expected four whole numbers X0,Y0,X1,Y1 (pixels), got '0,0,9,a'"),
+        ([*PICTURES, "--steps", "abc"], "argument --steps: expected a whole number from 1 to 1000, got 'abc'"),
+        ([*PICTURES, "--num-images", "0"], "argument --num-images: expected a whole number from 1 to 1000, got '0'"),
+        ([*PICTURES, "--seed", "-1"], "argument --seed: expected a whole number of at least 0, got '-1'"),
+        ([*PICTURES, "--seed", "1.5"], "argument --seed: expected a whole number of at least 0, got '1.5'"),
         (
             [*PICTURES, "--guidance", "much"],
-            "argument --guidance: must be a number in 0..100 (1 or less turns",
+            "argument --guidance: expected a number from 0 to 100 (1 or less turns",
         ),
-        ([*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"], "the last seed must be a whole number"),
-        ([*PICTURES, "--guidance", "nan"], "must be a number in 0..100"),
-        ([*PICTURES, "--num", "2"], "there is no option --num; did you mean --num-images?"),
+        (
+            [*PICTURES, "--seed", str(2**63 - 1), "--num-images", "2"],
+            "the last seed is too large: expected a whole number",
+        ),
+        ([*PICTURES, "--guidance", "nan"], "expected a number from 0 to 100"),
+        ([*PICTURES, "--num", "2"], "there is no option --num. Did you mean '--num-images'?"),
         ([*PICTURES, "-o", "a.xyz"], "unknown image format"),
         ([*PICTURES, "-o", "a.png", "--contact-sheet", "a.png"], "two outputs have the same name"),
-        ([*PICTURES, "--output-dir", "out"], "--output-dir is for --batch"),
-        ([*PICTURES[:2]], "three images are needed"),
-        ([*PICTURES, "--gudance", "3"], "there is no option --gudance; did you mean --guidance?"),
-        ([*PICTURES, "--source", "src.jpg"], "--source: give the images by name, or in the order REF SRC MASK"),
-        (["--source", "src.jpg", "--mask", "mask.png"], "--reference: must be given, too"),
-        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box): must be given, too"),
+        ([*PICTURES, "--output-dir", "out"], "--output-dir needs --batch"),
+        ([*PICTURES[:2]], "expected three images"),
+        ([*PICTURES, "--gudance", "3"], "there is no option --gudance. Did you mean '--guidance'?"),
+        ([*PICTURES, "--source", "src.jpg"], "--source: give the images either by name or in the order REF SRC MASK"),
+        (["--source", "src.jpg", "--mask", "mask.png"], "--reference must also be given"),
+        (["--reference", "ref.jpg"], "--source and --mask (or --mask-box) must also be given"),
         (["--batch", ".", "--source", "src.jpg"], "not both"),
         (["--batch", ".", "--mask-box", "0,0,9,9", "--output-dir", "out"], "not both"),
         ([*PICTURES, "--mask-box", "0,0,9,9"], "either a mask or --mask-box, not both"),
-        ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: must be four whole numbers X0,Y0,X1,Y1"),
-        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is no box within the source src.jpg"),
+        ([*PICTURES[:2], "--mask-box", "0,0,9"], "argument --mask-box: expected four whole numbers X0,Y0,X1,Y1"),
+        ([*PICTURES[:2], "--mask-box", "9,0,9,9"], "error: 9,0,9,9 is not a box inside the source src.jpg"),
         ([*PICTURES[:2], "--mask-box", "0,0,60,91"], "which is 60 x 90 px"),
-        ([*PICTURES[:2], "--mask-box", "0,0,60,90"], "the box 0,0,60,90 is all of src.jpg: nothing of the source is"),
-        ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: takes 1 to 4 images, got 5"),
-        ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--auto-zoom"], "--auto-zoom is for one reference"),
-        ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--reference-crop", "0,0,9,9"], "is for one reference"),
+        (
+            [*PICTURES[:2], "--mask-box", "0,0,60,90"],
+            "the box 0,0,60,90 covers all of src.jpg, so nothing of the source is",
+        ),
+        ([*NAMED, "--reference", *["ref.jpg"] * 5], "--reference: expected 1 to 4 images, got 5"),
+        ([*NAMED, "--reference", "ref.jpg", "src.jpg", "--auto-zoom"], "--auto-zoom works with one reference only"),
+        (
+            [*NAMED, "--reference", "ref.jpg", "src.jpg", "--reference-crop", "0,0,9,9"],
+            "--reference-crop works with one reference only",
+        ),
         ([*NAMED, "--reference", "ref.jpg", "nothing.jpg"], "nothing.jpg: no such file"),
-        (["src.jpg", "ref.jpg", "mask.png"], "mask.png has the size of src.jpg: are source and reference exchanged?"),
+        (["src.jpg", "ref.jpg", "mask.png"], "mask.png has the size of src.jpg: did you swap source and reference?"),
         (["src.jpg", "ref.jpg", "mask.png"], "the order is REF SRC MASK; --reference, --source and --mask name them"),
         ([*PICTURES, "--batch", "."], "not both"),
         (["--batch", "."], "--batch needs --output-dir"),
         (["--batch", ".", "--output-dir", "out", "-o", "a.png"], "--output is for a single edit"),
-        (["--batch", ".", "--output-dir", "out"], "holds no NNN_source.png"),
-        (["--batch", ".", "--output-dir", "out", "--batch-size", "2", "--auto-zoom"], "is not for --auto-zoom"),
-        ([*PICTURES, "--batch-size", "2"], "--batch-size is for --batch"),
+        (["--batch", ".", "--output-dir", "out"], "contains no NNN_source.png"),
+        (
+            ["--batch", ".", "--output-dir", "out", "--batch-size", "2", "--auto-zoom"],
+            "--batch-size and --auto-zoom cannot be combined",
+        ),
+        ([*PICTURES, "--batch-size", "2"], "--batch-size needs --batch"),
         (["--batch", "ref.jpg", "--output-dir", "out"], "cannot be read as a list"),
     ],
 )
@@ -195,7 +207,7 @@ def test_a_variable_of_the_shell_that_is_not_set(
     with pytest.raises(SystemExit) as end:
         cli_main(main)
     assert end.value.code == 2
-    assert f"error: {named} is empty; give a value, or leave it out" in capsys.readouterr().err
+    assert f"error: {named} is empty. Give a value, or leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("token", [["--token", ""], ["--token="]])
@@ -221,19 +233,19 @@ def test_without_a_model_the_choices_are_named(
 def test_without_a_model_the_shipped_one_edits_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_main(lambda: main([*PICTURES, "--steps", "2", "-o", "result.png"]))
     message = capsys.readouterr().err
-    assert "no model was named" in message and "64 px" in message and "released" in message
+    assert "no model was given" in message and "64 px" in message and "released" in message
     source, result = array(folder / "src.jpg"), array(folder / "result.png")
     mask = np.asarray(read_image(folder / "mask.png", "L")) > 128
     assert result.shape == source.shape
     assert np.abs(result[mask].astype(int) - source[mask]).mean() > 3
     cli_main(lambda: main([*PICTURES, "--steps", "2", "--model", "proof", "-o", "named.png"]))
-    assert "no model was named" not in capsys.readouterr().err
+    assert "no model was given" not in capsys.readouterr().err
     assert np.array_equal(array(folder / "named.png"), result)
 
 
 def test_more_steps_than_the_model_knows(infer: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert infer(*PICTURES, "--steps", "1001") == 2
-    assert "--steps: must be a whole number in 1..1000, got '1001'" in capsys.readouterr().err
+    assert "--steps: expected a whole number from 1 to 1000, got '1001'" in capsys.readouterr().err
 
 
 def test_several_images_are_those_of_single_runs_and_nothing_is_overwritten(
@@ -282,8 +294,8 @@ def test_a_result_that_cannot_be_written_in_the_end_is_kept_elsewhere(
     assert infer(*PICTURES, *several) == 2
     message = capsys.readouterr().err
     (kept,) = (folder / "sub").rglob("out_0.png")
-    assert f"the disk is gone). The result is kept as {kept}" in message
-    assert "out_0.jpg, map_1.png could not be written, see above" in message
+    assert f"the disk is gone). The result was saved as {kept}" in message
+    assert "out_0.jpg, map_1.png could not be written (see above)" in message
     assert array(kept).shape == array(folder / "out_1.jpg").shape
     assert {path.name for path in folder.glob("map*")} == {"map_0.png", "map_0.npz", "map_1.npz"}
 
@@ -353,7 +365,7 @@ def test_auto_zoom_leaves_no_reference_of_a_list_out(
     line = {"source": "src.jpg", "mask": "mask.png", "reference": ["ref.jpg", "src.jpg"]}
     (folder / "list.jsonl").write_text(json.dumps(line))
     assert infer("--batch", "list.jsonl", "--output-dir", "out", "--auto-zoom") == 1
-    assert "--auto-zoom looks at one reference, and this edit has 2" in capsys.readouterr().err
+    assert "auto-zoom takes one reference, got 2: edit without --auto-zoom" in capsys.readouterr().err
     assert not asked and not list((folder / "out").glob("*.png"))
 
 
@@ -362,7 +374,7 @@ def test_auto_zoom_says_what_it_did(
 ) -> None:
     assert infer(*PICTURES, "-o", "zoomed.png", "--auto-zoom", "--num-images", "2") == 0
     said = capsys.readouterr().out
-    boxes = re.findall(r"zoomed_\d.png: auto-zoom: only ([\d,]+) of the reference, ", said)
+    boxes = re.findall(r"zoomed_\d.png: auto-zoom used only the box ([\d,]+) of the reference, ", said)
     assert len(boxes) == 2
     for number, box in enumerate(boxes):
         assert infer(*PICTURES, "-o", f"again_{number}.png", "--reference-crop", box, "--seed", str(1 + number)) == 0
@@ -440,9 +452,9 @@ def test_a_batch_of_a_folder(
     batch = ("--batch", "bench", "--output-dir", "out")
     assert infer(*batch, "--contact-sheet", "sheet.png") == 1
     told = capsys.readouterr()
-    assert "3 of 3 edits are texture tracks" in told.out
+    assert "3 of 3 edits are texture transfers" in told.out
     assert "3 edits = 2 done + 0 skipped + 1 failed" in told.out
-    assert "002_reference.png: not an image that can be read whole" in told.err
+    assert "002_reference.png: cannot read the image (no known image format)" in told.err
     results = folder / "out" / "TextureTrans"
     assert sorted(path.name for path in results.iterdir()) == ["001_result.png", "003_result.png"]
     assert array(folder / "sheet.png").shape[0] > 3 * 256
@@ -521,7 +533,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_batch(
     (folder / "model" / "model_index.json").write_text("{}")
     assert infer("--batch", "bench", "--output-dir", "out", "--model", "model") == 2
     told = capsys.readouterr()
-    assert "is no whole MimicBrush pipeline" in told.err and "failed" not in told.out
+    assert "is not a complete MimicBrush pipeline" in told.err and "failed" not in told.out
 
 
 def test_an_interrupted_batch_keeps_what_is_done(
@@ -543,7 +555,7 @@ def test_an_interrupted_batch_keeps_what_is_done(
     monkeypatch.setattr(MimicBrushPipeline, "__call__", interrupted)
     assert infer("--batch", "bench", "--output-dir", "out") == 130
     message = capsys.readouterr().err
-    assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "the same command goes on" in message
+    assert "2 edits = 1 done + 0 skipped + 1 failed" in message and "Run the same command again to continue" in message
     assert [path.name for path in (folder / "out" / "TextureTrans").iterdir()] == ["001_result.png"]
 
 
@@ -574,8 +586,8 @@ def test_a_batch_without_memory_for_one_edit_goes_on(
     # An error that is nobody's fault but ours ends the batch; what was there before is told all the same.
     assert infer(*batch) == 1
     message = capsys.readouterr().err
-    assert "ValueError: a bug" in message and "this is a fault of mimicbrush" in message
-    assert "ended early, of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
+    assert "ValueError: a bug" in message and "this is a bug in mimicbrush" in message
+    assert "ended early; of 3 edits so far: 2 edits = 0 done + 1 skipped + 1 failed" in message
     assert "failed: bench/TextureTrans/001_source.png: not enough memory" in message
 
 
@@ -608,7 +620,7 @@ def test_the_contact_sheet_of_a_batch_is_made_anew(
     for own in ("out/TextureTrans/003_result.png", "bench/TextureTrans/001_source.png"):
         stored = (folder / own).read_bytes()
         assert infer(*batch[:4], "--contact-sheet", own) == 2
-        assert "is one of the batch's own images" in capsys.readouterr().err
+        assert "is also an image of the batch" in capsys.readouterr().err
         assert (folder / own).read_bytes() == stored
     assert infer(*PICTURES, "--contact-sheet", "sheet.png") == 2
     assert "sheet.png exists" in capsys.readouterr().err

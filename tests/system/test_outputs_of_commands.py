@@ -140,7 +140,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(
     taken = material / "taken"
     write_clips(material / "clips", 1)
     with hold_folder(taken):
-        with pytest.raises(LockedError, match=rf"taken is being written to by process {os.getpid()} on"):
+        with pytest.raises(LockedError, match=rf"taken is in use by process {os.getpid()} on"):
             mine_folder(material / "clips", taken, progress=False)
         with pytest.raises(LockedError):
             toy_run.train(mined, taken)
@@ -152,13 +152,13 @@ def test_a_folder_that_another_process_writes_to_is_refused(
         for name in ("demo", "data", "encoders", "ablations"):
             module, line = COMMAND_LINES[name]
             assert run_command(module, line.replace("OUT", "taken").split(), monkeypatch) == 2
-            assert "taken is being written to by process" in capsys.readouterr().err
+            assert "taken is in use by process" in capsys.readouterr().err
         assert [path.name for path in taken.iterdir()] == [".lock"]
     with hold_name(taken):
         for name in ("benchmark", "study"):
             module, line = COMMAND_LINES[name]
             assert run_command(module, line.replace("OUT", "taken").split(), monkeypatch) == 2
-            assert "taken is being written to by process" in capsys.readouterr().err
+            assert "taken is in use by process" in capsys.readouterr().err
 
 
 def test_a_sweep_leaves_out_a_job_that_runs_elsewhere_and_does_not_call_it_failed(
@@ -220,7 +220,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_finished_work(
     assert verify_folder(tmp_path / folder, progress=False).faults == []
     (tmp_path / folder / ".lock").touch()
     (fault,) = verify_folder(tmp_path / folder, progress=False).faults
-    assert "left behind by a run that was stopped" in str(fault)
+    assert "left by a run that was stopped" in str(fault)
     cli_main(lambda: mine.run(config))  # type: ignore[arg-type]
     assert verify_folder(tmp_path / folder, progress=False).faults == []
 
@@ -229,15 +229,15 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_finished_work(
     ("error", "status", "told"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/data/run/x.bin"), 2, "the disk of /data/run is full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the disk is full, or the user's share of it"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the disk is full, or your quota on it is used up"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "error: /data/x: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), 2, "error: /data/x: Read-only file system"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", ".x.tmp", None, "r/x"), 2, "error: r/x: Is a directory"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "r/x"), 2, "error: r/x: Not a directory"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "r"), 2, "error: r: Too many levels"),
         (MemoryError(), 2, "not enough memory"),
-        (KeyError("x"), 1, "this is a fault of mimicbrush"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "Please report it to the project's issues"),
+        (KeyError("x"), 1, "this is a bug in mimicbrush"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "Please report it in the project's issues"),
         (InputError("mask 0"), 2, "error: mask 0"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
@@ -271,7 +271,7 @@ def test_an_absent_device_is_said_before_anything_is_loaded(monkeypatch: pytest.
         lambda device: open_editor("small", device=device),
     ]
     for attempt in attempts:
-        with pytest.raises(InputError, match="PyTorch sees no CUDA GPU"):
+        with pytest.raises(InputError, match="PyTorch finds no CUDA GPU"):
             attempt("cuda")
         with pytest.raises(InputError, match="must be auto, cpu or cuda"):
             attempt("tpu")

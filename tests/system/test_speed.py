@@ -61,7 +61,7 @@ def test_a_reading_layer_by_count(side: int, width: int) -> None:
 
 def test_results_that_differ_have_no_speed() -> None:
     case = harness.Case("wrong", lambda: torch.zeros(1), lambda: torch.ones(1), 1e-4, rounds=1)
-    with pytest.raises(MimicBrushError, match="wrong: ours and the peer differ by 1"):
+    with pytest.raises(MimicBrushError, match="wrong: our result and that of the peer differ by 1"):
         harness.compare(case, 1)
 
 

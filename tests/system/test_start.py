@@ -60,7 +60,9 @@ def test_the_list_of_commands_imports_none_of_them(script_environment: Callable[
         [sys.executable, "-c", code], cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    listed = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    usage, _, groups = done.stdout.partition("`mimicbrush COMMAND --help` explains the options of a command.\n")
+    assert "\n  mimicbrush edit REFERENCE.jpg SOURCE.jpg MASK.png " in usage
+    listed = {line.split()[0]: line.split()[1:] for line in groups.splitlines() if line.startswith("  ")}
     assert listed.keys() == command_line.COMMANDS.keys() and all(listed.values())
 
 
@@ -84,8 +86,11 @@ def test_a_misspelt_command_is_told_of_the_nearest(
         cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: there is no command trian; did you mean train? `mimicbrush --help` lists all\n"
-    with pytest.raises(InputError, match="there is no command 7; `mimicbrush --help`"):
+    assert (
+        done.stderr
+        == "error: there is no command 'trian'. Did you mean 'train'? `mimicbrush --help` lists all commands.\n"
+    )
+    with pytest.raises(InputError, match=r"there is no command '7'\. `mimicbrush --help`"):
         command_line.run_command(["7"])
 
 
@@ -97,8 +102,8 @@ def test_a_command_takes_what_follows_its_name(
         command_line.main()
     told = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith("error: three images are needed")
-    assert told.endswith("\nmimicbrush edit --help explains all options\n")
+    assert told.startswith("error: expected three images: REF SRC MASK, or --reference, --source and --mask")
+    assert told.endswith("\n`mimicbrush edit --help` explains all options.\n")
 
 
 def test_training_is_composed_in_any_folder(tmp_path: Path, script_environment: Callable[[], dict[str, str]]) -> None:

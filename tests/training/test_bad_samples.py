@@ -17,7 +17,9 @@ from mimicbrush.training.guards import ALWAYS_ALLOWED, BadSamples
 def test_a_few_faults_never_stop_a_run(tmp_path: Path) -> None:
     bad = BadSamples(0.0, tmp_path / "f")
     bad.count(["x"] * ALWAYS_ALLOWED, ALWAYS_ALLOWED)
-    with pytest.raises(DataError, match=rf"{ALWAYS_ALLOWED + 1} pairs could not be read among {ALWAYS_ALLOWED + 1}"):
+    with pytest.raises(
+        DataError, match=rf"{ALWAYS_ALLOWED + 1} pairs of {ALWAYS_ALLOWED + 1} samples could not be read"
+    ):
         bad.count(["y"], 1)
 
 
@@ -25,14 +27,14 @@ def test_the_stated_rate_is_allowed_and_no_more(tmp_path: Path) -> None:
     bad = BadSamples(0.01, tmp_path / "f")
     for _ in range(100):
         bad.count(["x"] * 30, 3000)
-    with pytest.raises(DataError, match=r"3001 pairs could not be read among 300000 samples(?s:.*)y"):
+    with pytest.raises(DataError, match=r"3001 pairs of 300000 samples could not be read(?s:.*)y"):
         bad.count(["y"], 0)
 
 
 def test_a_disk_that_fails_late_is_noticed_in_its_stretch(tmp_path: Path) -> None:
     bad = BadSamples(0.01, tmp_path / "f")
     bad.count([], 1_000_000)
-    with pytest.raises(DataError, match="50 pairs could not be read among 3000 samples"):
+    with pytest.raises(DataError, match="50 pairs of 3000 samples could not be read"):
         bad.count(["x"] * 50, 3000)
 
 
@@ -69,7 +71,7 @@ def test_of_a_thousand_samples_one_may_be_bad_and_more_than_the_limit_may_not(
     if goes_on:
         assert train(root, tmp_path / "run", *options) == 0
     else:
-        with pytest.raises(DataError, match=r"could not be read among 1000 samples(?s:.*)The state after step 10 is"):
+        with pytest.raises(DataError, match=r"of 1000 samples could not be read(?s:.*)The state after step 10 is"):
             train(root, tmp_path / "run", *options)
     faults = (tmp_path / "run" / "bad_samples.txt").read_text().splitlines()
     logged = metrics(tmp_path / "run")

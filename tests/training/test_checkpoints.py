@@ -146,17 +146,17 @@ def test_what_resume_may_name(tmp_path: Path) -> None:
     assert checkpoints.find_checkpoint(tmp_path, "never") is None
     path = save(tmp_path, 5)
     assert checkpoints.find_checkpoint(tmp_path, str(path)) == path
-    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+    with pytest.raises(CheckpointError, match="already has checkpoints"):
         checkpoints.find_checkpoint(tmp_path, "never")
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
         checkpoints.find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
     save(tmp_path, 6)
-    with pytest.raises(CheckpointError, match=r"holds other checkpoints \(step-00000006\)"):
+    with pytest.raises(CheckpointError, match=r"has other checkpoints \(step-00000006\)"):
         checkpoints.find_checkpoint(tmp_path, str(path))
-    with pytest.raises(CheckpointError, match="holds other checkpoints"):
+    with pytest.raises(CheckpointError, match="has other checkpoints"):
         checkpoints.find_checkpoint(save(tmp_path / "elsewhere", 9).parent, str(path))
     checkpoints.check_identity(path, {"seed": 1})
-    with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
+    with pytest.raises(CheckpointError, match="seed: was 1, now 2"):
         checkpoints.check_identity(path, {"seed": 2})
     (tmp_path / "step-00000006" / "ema.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"ema\.safetensors has 1 bytes"):
@@ -167,7 +167,7 @@ def test_checkpoints_of_the_first_format_are_refused_plainly(tmp_path: Path) -> 
     old = tmp_path / "step-00000007"
     old.mkdir()
     (old / "state.json").write_text(json.dumps({"step": 7, "seed": 1}))
-    with pytest.raises(CheckpointError, match="of format 1, this version of mimicbrush reads 2"):
+    with pytest.raises(CheckpointError, match="has format 1, and this version of mimicbrush reads format 2"):
         checkpoints.check_identity(old, {"seed": 1})
 
 
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_old_ones_and_is_told(tmp_path: Path, monkeypatch
         patch.setattr(checkpoints, "_flush", full)
         saver.save(2, tensors(2), {"identity": {}})
         saver.wait()
-        assert saver.num_failed == 1 and "No space left" in said[0] and "as they were" in said[0]
+        assert saver.num_failed == 1 and "No space left" in said[0] and "are intact" in said[0]
         # As at the last step of a run that saves in the foreground: it was reported, and still there is none.
         with pytest.raises(CheckpointError, match="the last checkpoint could not be written"):
             saver.wait(must_succeed=True)
@@ -236,11 +236,12 @@ def save_until_killed(folder: Path, first: int, told: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_hundred_kills_at_random_moments_lose_at_most_one_interval(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_at_most_one_interval(kills: int, tmp_path: Path) -> None:
     rng = random.Random(0)
     saved = 0
     interrupted = 0
-    for kill in range(100):
+    for kill in range(kills):
         reading, told = os.pipe()
         # No thread of PyTorch runs in the child: filling and writing tensors of this size needs none.
         child = os.fork()
@@ -267,7 +268,7 @@ def test_a_hundred_kills_at_random_moments_lose_at_most_one_interval(tmp_path: P
         good = [path for path in checkpoints.list_checkpoints(tmp_path) if checkpoints.verify_checkpoint(path) is None]
         assert len(good) >= min(2, step)
         saved = step
-    assert saved > 10 and interrupted > 10, (saved, interrupted)
+    assert saved > kills / 10 and interrupted > kills / 10, (saved, interrupted)
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
@@ -284,6 +285,6 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
     # Three are needed for a new run, and the estimate is that of the files within a tenth.
     run(tmp_path / "fits", round(3.1 * size))
     forget_accelerate()
-    with pytest.raises(InputError, match=r"run_dir=\S+full takes about 0.0\d+ GB, and the disk has .* left; make room"):
+    with pytest.raises(InputError, match=r"run_dir=\S+full needs about 0.0\d+ GB, and the disk has .* left; free some"):
         run(tmp_path / "full", round(2.7 * size))
     assert not (tmp_path / "full" / "metrics.jsonl").exists()

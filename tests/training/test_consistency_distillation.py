@@ -28,6 +28,7 @@ from mimicbrush.models.reference_attention import join_references
 from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
 from mimicbrush.models.unets import find_reader, make_reference_input
 from mimicbrush.pipelines import MimicBrushPipeline
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
 from mimicbrush.training.checkpoints import checkpoint_path
 from mimicbrush.training.lora import freeze_and_adapt
@@ -88,18 +89,22 @@ def encoded_batch(rows: int = 5, side: int = 8, references: int = 1) -> EncodedB
     return EncodedBatch(Conditions(*latents, mask, tokens, depth), noise_sample, None)
 
 
-def trailing_ddim(prediction_type: str) -> DDIMScheduler:
+def trailing_ddim(prediction_type: str, rescaled: bool = False) -> DDIMScheduler:
     """That of diffusers, at the timesteps which LCM takes of 50."""
-    config = noise_scheduler(prediction_type).config
+    config = noise_scheduler(prediction_type, rescale_betas_zero_snr=rescaled).config
     ddim = DDIMScheduler.from_config({**config, "steps_offset": 0, "timestep_spacing": "trailing"})
     ddim.set_timesteps(50)
     return ddim
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_type: str) -> None:
-    schedule, few = noise_scheduler(prediction_type), few_step_scheduler(prediction_type)
-    ddim = trailing_ddim(prediction_type)
+@pytest.mark.parametrize(
+    ("prediction_type", "rescaled"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
+)
+def test_steps_and_images_are_those_of_the_schedulers_of_diffusers(prediction_type: str, rescaled: bool) -> None:
+    schedule = noise_scheduler(prediction_type, rescale_betas_zero_snr=rescaled)
+    few = few_step_scheduler(prediction_type, rescale_betas_zero_snr=rescaled)
+    ddim = trailing_ddim(prediction_type, rescaled)
+    assert bool(schedule.alphas_cumprod[-1] == 0) == rescaled
     few.set_timesteps(50)
     assert torch.equal(few.timesteps, ddim.timesteps)
     noisy, output = torch.randn(2, 50, 4, 2, 2, generator=torch.Generator().manual_seed(0)).unbind(0)
@@ -374,19 +379,20 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
     alone = edit(4)
     assert np.abs(together[1] - alone[0]).max() < 1e-5
     assert np.isfinite(edit(3, num_inference_steps=1)).all()
-    with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled to 50 or fewer"):
+    with pytest.raises(InputError, match="num_inference_steps=51: this model was distilled for at most 50"):
         edit(3, num_inference_steps=51)
     config = tmp_path / "run" / "pipeline" / "scheduler" / "scheduler_config.json"
     original = config.read_text()
+    (config.parents[1] / CHECKSUMS_FILE).unlink()  # older folders have none
     for steps in (None, 0, 2.5, "x", 1001, [1]):
         config.write_text(json.dumps({**json.loads(original), "original_inference_steps": steps}))
-        with pytest.raises(InputError, match=r"original_inference_steps must be a whole number in 1\.\.1000"):
+        with pytest.raises(InputError, match=r"original_inference_steps: expected a whole number from 1 to 1000"):
             load_pipeline(config.parents[1])
     config.write_text(original)
-    with pytest.raises(InputError, match="was distilled to few steps, which more training would undo"):
+    with pytest.raises(InputError, match="was distilled to a few steps, and more training would undo that"):
         distill(mined, tmp_path / "again", tmp_path / "run" / "pipeline")
     arguments = ["r.png", "s.png", "m.png", "--model", str(tmp_path / "run" / "pipeline"), "--steps", "51"]
-    with pytest.raises(InputError, match=r"--steps 51: this model was distilled to 50 or fewer steps"):
+    with pytest.raises(InputError, match=r"--steps 51: this model was distilled for at most 50 steps"):
         _ = cli_edit.prepare_editor(cli_edit.parse_arguments(arguments)).pipeline
 
 
@@ -399,8 +405,8 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         ({"min_snr_gamma": 5.0}, r"needs train\.min_snr_gamma=null"),
         ({"compile": True}, r"needs train\.compile=false"),
         ({"default_guidance_scale": 5.0}, r"needs train\.default_guidance_scale=1"),
-        ({"distill_ddim_steps": 3}, r"default_num_inference_steps=3, or fewer"),
-        ({"distill_guidance": (3.0, 2.0)}, r"distill_guidance=.*the smaller first"),
+        ({"distill_ddim_steps": 3}, r"needs train\.default_num_inference_steps=3 or less"),
+        ({"distill_guidance": (3.0, 2.0)}, r"distill_guidance=.*in ascending order"),
     ],
 )
 def test_what_distillation_leaves_no_choice_in_is_said(changed: dict[str, Any], message: str) -> None:

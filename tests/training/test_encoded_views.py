@@ -155,7 +155,7 @@ def stored_dataset(mined: Path, folder: Path, unrelated: float = 0.3) -> PairDat
 
 
 def test_views_with_several_references_are_refused(mined: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"hold one reference each; leave data\.num_references out \(got 2\)"):
+    with pytest.raises(InputError, match=r"have one reference each; leave out data\.num_references \(got 2\)"):
         encode(mined, tmp_path / "views", "data.num_references=2")
     assert not (tmp_path / "views").exists()
 
@@ -186,7 +186,7 @@ def test_killed_and_shared_encoding_gives_the_same_bytes(mined: Path, half: Path
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(encoded_views, "write_json", kill_before_the_second_marker)
         encode(mined, tmp_path / "killed")
-    with pytest.raises(DataError, match=r"3 of 4 shards are not done; give the same"):
+    with pytest.raises(DataError, match=r"3 of 4 shards are missing; run the same"):
         open_encoded_folder(tmp_path / "killed")
     with pytest.MonkeyPatch.context() as patch:
         counted = FrozenEncoders.encode_views
@@ -216,7 +216,7 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
             folder.read_row(row)
         except DataError as error:
             failed += 1
-            assert "damaged (another CRC-32). Run mimicbrush encode-views with --verify" in str(error)
+            assert "damaged (different CRC-32). Run mimicbrush encode-views with --verify" in str(error)
     assert failed == 1
     # Training replaces it, as it does a damaged image.
     dataset = stored_dataset(mined, output)
@@ -226,7 +226,7 @@ def test_a_damaged_shard_is_found_when_it_is_read_and_made_again(
         encode(mined, output, "--verify")
     encode(mined, output)
     encode(mined, output, "--verify")
-    assert capsys.readouterr().out.endswith(f"all 4 shards in {output} are whole\n")
+    assert capsys.readouterr().out.endswith(f"all 4 shards in {output} are intact\n")
     assert files(output) == files(half)
 
 
@@ -270,7 +270,7 @@ def test_a_shard_with_a_strange_head_is_refused(half: Path, tmp_path: Path, abou
 def test_what_nests_too_deep_is_damaged(mined: Path, half: Path, tmp_path: Path) -> None:
     folder, _, marker = copy_of(half, tmp_path / "views")
     marker.write_text("[" * 100_000)
-    with pytest.raises(DataError, match="1 of 4 shards are not done"):
+    with pytest.raises(DataError, match="1 of 4 shards are missing"):
         open_encoded_folder(folder)
     for text in ("[" * 100_000, (half / "views.json").read_text().replace('"num_rows": 16', '"num_rows": 1e999')):
         (folder / "views.json").write_text(text)
@@ -283,7 +283,7 @@ def test_damaged_constants_are_refused_and_written_anew(mined: Path, half: Path,
     file = folder / "constants.safetensors"
     content = load_file(file)
     save_file({**content, "no_image_tokens": content["no_image_tokens"] * 2}, file)
-    with pytest.raises(DataError, match=r"\(another CRC-32\); give the same command"):
+    with pytest.raises(DataError, match=r"\(different CRC-32\); run the same"):
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={folder}", "train.max_steps=1")
     save_file({"other": content["no_depth_map"]}, file)
     with pytest.raises(DataError, match="cannot be read"):
@@ -298,7 +298,7 @@ def test_parts_of_another_count_do_not_meet(mined: Path, tmp_path: Path) -> None
         with encoding._hold_part(folder, (1, 2)):
             pass
         for part in ("0/3", "0/1"):
-            with pytest.raises(LockedError, match="is being written to by process"):
+            with pytest.raises(LockedError, match="is in use by process"):
                 encode(mined, folder, "--part", part)
     encode(mined, folder, "--part", "0/3")
     assert sorted(path.name[0] for path in folder.iterdir()) == ["c", "m", "s", "v"]
@@ -336,8 +336,8 @@ def test_a_pair_that_could_not_be_read_is_replaced_as_it_would_be_live(
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ("data.geometry.flip_probability=0.4", "data.geometry.flip_probability: 0.5 there, 0.4 now"),
-        ("data.fixed_views=3", "data.fixed_views: 2 there, 3 now"),
+        ("data.geometry.flip_probability=0.4", "data.geometry.flip_probability: 0.5 in the folder, 0.4 now"),
+        ("data.fixed_views=3", "data.fixed_views: 2 in the folder, 3 now"),
         ("data.video_ratio=1", "pairs 1 (image): "),
         ("seed=1", "frozen networks: "),  # of a toy they are random
     ],
@@ -347,7 +347,7 @@ def test_views_of_other_settings_are_refused(mined: Path, half: Path, tmp_path: 
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={half}", "train.max_steps=1", changed)
     message = str(refused.value)
     assert f"data.encoded_views={half} was encoded with other settings:\n  {named}" in message
-    assert "encode again into another folder with mimicbrush encode-views" in message
+    assert "or encode into another folder with mimicbrush encode-views" in message
     if changed == "data.fixed_views=3":
         with pytest.raises(DataError, match=f"--output {half} was encoded with other settings"):
             encode(mined, half, changed)
@@ -364,7 +364,7 @@ def test_what_does_not_fit_half_precision_is_refused(
         return views
 
     monkeypatch.setattr(FrozenEncoders, "encode_views", encode_far)
-    with pytest.raises(DataError, match=r"depth_map of view 0 does not fit float16 .*--precision float32"):
+    with pytest.raises(DataError, match=r"depth_map of view 0 does not fit into float16 .*--precision float32"):
         encode(mined, tmp_path / "views")
 
 
@@ -376,17 +376,17 @@ def test_the_size_is_printed_before_and_alone(mined: Path, tmp_path: Path, capsy
 
 
 def test_what_cannot_be_encoded_is_refused(mined: Path, half: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"give data\.fixed_views=K, at least 1"):
+    with pytest.raises(InputError, match=r"give data\.fixed_views=K \(K is the number of views"):
         encode(mined, tmp_path / "views", "data.fixed_views=0")
-    with pytest.raises(InputError, match="is, or lies in, the mined folder"):
+    with pytest.raises(InputError, match="is, or is inside, the mined folder"):
         encode(mined, mined / "views")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(InputError, match="holds other things than encoded views"):
+    with pytest.raises(InputError, match="has other files than encoded views"):
         encode(mined, tmp_path / "other")
-    with pytest.raises(DataError, match="is no folder of encoded views"):
+    with pytest.raises(DataError, match="is not a folder of encoded views"):
         train(mined, tmp_path / "run", *VIEWS, f"data.encoded_views={tmp_path / 'other'}", "train.max_steps=1")
-    with pytest.raises(DataError, match="holds views of another precision"):
+    with pytest.raises(DataError, match="has views of another precision"):
         encode(mined, half, "--precision", "float32")
     for part in ("3/3", "1", "-1/2", "a/b"):
         with pytest.raises(SystemExit):

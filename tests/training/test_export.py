@@ -56,11 +56,11 @@ def test_raw_weights_and_what_is_refused(
     saved = load_file(checkpoint_path(run_dir / "checkpoints", 2) / "weights.safetensors")
     weights = load_pipeline(tmp_path / "raw").unet.state_dict()
     assert all(torch.equal(weights[key], saved[f"unet.{key}"]) for key in weights)
-    with pytest.raises(InputError, match="is no folder of a training run"):
+    with pytest.raises(InputError, match="is not the folder of a training run"):
         assembly.export_run(tmp_path, "latest", tmp_path / "x")
-    with pytest.raises(InputError, match="is no pipeline folder"):
+    with pytest.raises(InputError, match="is not a pipeline folder"):
         assembly.export_run(run_dir, "latest", run_dir)
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         assembly.export_run(run_dir, str(tmp_path), tmp_path / "x")
     (checkpoint_path(run_dir / "checkpoints", 2) / "ema.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -74,14 +74,14 @@ def test_raw_weights_and_what_is_refused(
         ("[1]", "attribute access"),
         ("a: [1\nb: }", "expected"),
         ("\udcff", "decode"),
-        ("seed: 1\nmodel: {bogus: 1}", "no kind of model has all of the options bogus"),
+        ("seed: 1\nmodel: {bogus: 1}", "no kind of model has all of these options: bogus"),
         ("seed: 1\nmodel: {size_px: big}\ntrain: {}", "'big' of type 'str'"),
         ("seed: 1\nmodel: {size_px: 64}\ntrain: {max_minutes: -1}", "train.max_minutes=-1"),
     ],
 )
 def test_a_damaged_config_of_a_run_is_one_message(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content, errors="surrogateescape")
-    with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* put it back"):
+    with pytest.raises(InputError, match=f"config.yaml cannot be read .*{message}.* restore the file"):
         _read_stored_options(tmp_path / "config.yaml")
 
 
@@ -90,6 +90,6 @@ def test_a_file_in_the_way_of_what_a_run_leaves_is_said_before_it_trains(
     name: str, mined: Path, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text("a file of somebody")
-    with pytest.raises(InputError, match=f"{name}: this is a file; name a folder"):
+    with pytest.raises(InputError, match=f"{name}: this is a file, expected a folder"):
         train(mined, tmp_path, "train.max_steps=1")
     assert (tmp_path / name).read_text() == "a file of somebody"

@@ -30,6 +30,7 @@ from mimicbrush.data.training_data import TrainingData
 from mimicbrush.errors import InputError, WeightsError
 from mimicbrush.models.flux2_klein.attention import AttentionTap, klein_attention_paths
 from mimicbrush.models.flux2_klein.components import toy_klein
+from mimicbrush.models.flux2_klein.files import fingerprint_klein
 from mimicbrush.models.flux2_klein.prompt import encode_prompt, write_prompt
 from mimicbrush.models.flux2_klein.sequence import TokenLayout, make_text_ids
 from mimicbrush.models.options import Flux2KleinModel, ToyFlux2KleinModel
@@ -187,9 +188,11 @@ def test_layers_to_teach_must_exist_and_have_small_tokens(smallest_klein: ToyFlu
     parts = toy_klein(smallest_klein)
     paths = klein_attention_paths(parts.transformer)
     assert _choose_taught_layers(parts, 64, TrainOptions(correspondence_weight=0.1)) == tuple(paths)
-    with pytest.raises(InputError, match=r"\['middle'\] name no layer; there are transformer_blocks\.0\.attn to"):
+    with pytest.raises(
+        InputError, match=r"\['middle'\]: no such layer; expected layers from transformer_blocks\.0\.attn to"
+    ):
         _choose_taught_layers(parts, 64, TrainOptions(correspondence_layers=("middle", "single*")))
-    with pytest.raises(InputError, match=r"needs 8 x 8 tokens or more, model\.size_px=32 gives 4 x 4"):
+    with pytest.raises(InputError, match=r"needs at least 8 x 8 tokens, and model\.size_px=32 gives 4 x 4"):
         _choose_taught_layers(parts, 32, TrainOptions(correspondence_weight=0.1))
 
 
@@ -272,7 +275,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     chosen = ["+experiment=klein_smoke", "model=flux2_klein", "model.size_px=64", f"model.base={tmp_path / 'base'}",
               f"model.prompt_embeddings={tmp_path / 'prompt.safetensors'}"]  # fmt: skip
     config = compose_train(f"data.root={mined}", "run_dir=x", *chosen)
-    with pytest.raises(InputError, match=r"model\.prompt_embeddings=.* is no file; `mimicbrush fetch`"):
+    with pytest.raises(InputError, match=r"model\.prompt_embeddings=.* does not exist; `mimicbrush fetch`"):
         check_prerequisites(config)
     prompt = Flux2KleinModel().prompt
     embeddings = encode_prompt(prompt, parts.text_encoder, parts.tokenizer, encoder="toy", max_tokens=4)
@@ -288,6 +291,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     assert not (left / "base").exists()  # it lies where it lay
     klein = open_klein(left, "cpu")
     assert klein.imitation.base == str(tmp_path / "base") and klein.prompt.checksum == embeddings.checksum
+    assert klein.imitation.base_fingerprint == fingerprint_klein(tmp_path / "base")
 
     # Diffusers would train from random numbers where a weight is missing.
     file = tmp_path / "base/transformer/diffusion_pytorch_model.safetensors"
@@ -305,7 +309,7 @@ def test_a_run_from_stored_weights_needs_no_text_encoder(
     ("overrides", "message"),
     [
         (["+experiment=klein_smoke", "train.distill=lcm", "train.depth_drop_ratio=0.1"],
-         r"train\.depth_drop_ratio, train\.distill are only for the U-Nets, and this model is of FLUX\.2 klein"),
+         r"train\.depth_drop_ratio, train\.distill are only for the U-Nets, and this model uses FLUX\.2 klein"),
         (["+experiment=klein_smoke", "data.fixed_views=1", "data.encoded_views=x"], r"data\.encoded_views is only for"),
         (["+experiment=smoke", "train.hole_weight=2"], r"train\.hole_weight is only for FLUX\.2 klein"),
     ],
@@ -329,7 +333,7 @@ def compose_options(config: Any) -> TrainConfig:
 
 def test_sharded_weights_are_refused() -> None:
     sharded = cast(Accelerator, SimpleNamespace(distributed_type=DistributedType.FSDP))
-    with pytest.raises(InputError, match=r"with sharded weights \(FSDP\) was never tried"):
+    with pytest.raises(InputError, match=r"with sharded weights \(FSDP\) is not tested"):
         build_family(options_of(), None, TrainingData(0.0, frozenset()), sharded)
 
 

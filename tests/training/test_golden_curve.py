@@ -50,3 +50,5 @@ def test_losses_are_what_they_were(name: str, curves: ModuleType, measured_curve
         # Kinds of processors differ by rounding, which grows: by 1e-7 at first.
         assert measured[:10] == pytest.approx(before[:10], rel=1e-6)
         assert measured == pytest.approx(before, rel=1e-4)
+    losses = found["losses"]
+    assert losses[0] > 0.7 and sum(losses[-10:]) < 0.75 * sum(losses[:10])

@@ -70,7 +70,7 @@ def test_ten_in_a_row_stop_the_run_and_the_last_good_checkpoint_stays(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, lambda number: number > 4)
-    with pytest.raises(MimicBrushError, match="no numbers in 10 steps in a row, up to step 14"):
+    with pytest.raises(MimicBrushError, match="not finite in 10 consecutive steps, up to step 14"):
         train(mined, tmp_path, "train.max_steps=100", "train.checkpoint_every=4")
     found = checkpoints.find_checkpoint(tmp_path / "checkpoints", "latest")
     assert found is not None and all(bool(value.isfinite().all()) for value in everything(found).values())
@@ -82,7 +82,7 @@ def test_a_rate_that_bursts_the_weights_stops_the_run(
 ) -> None:
     # The largest rate that is taken, 1, does not burst a toy.
     monkeypatch.setattr(trainer, "get_scheduler", lambda _name, adam, **_: LambdaLR(adam, lambda _step: 1e30))
-    with pytest.raises(MimicBrushError, match=r"no numbers in 10 steps in a row(?s:.*)lower train\.learning_rate"):
+    with pytest.raises(MimicBrushError, match=r"not finite in 10 consecutive steps(?s:.*)lower train\.learning_rate"):
         train(mined, tmp_path, "train.max_steps=40", "train.learning_rate=1", "train.lr_warmup_steps=0")
 
 

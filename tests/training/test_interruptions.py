@@ -80,8 +80,8 @@ def test_a_worker_that_stops_answering_ends_the_run_which_is_saved(
         train(mined, tmp_path / "run", *ONLY_AT_THE_END, "data.num_workers=1", "data.loader_timeout_s=3")
     assert caught.value.exit_status == 75
     assert re.match(
-        r"loader worker 0 \(process \d+\), which reads the samples 4\.\.5, has not answered for 3 s\. Look (?s:.*)"
-        r"data\.loader_timeout_s\nThe state after step 2 is saved; train\.resume=latest goes on\.$",
+        r"loader worker 0 \(process \d+\), which reads the samples 4\.\.5, has not answered for 3 s\. Check (?s:.*)"
+        r"data\.loader_timeout_s\nThe state after step 2 is saved; to continue, run with train\.resume=latest\.$",
         str(caught.value),
     )
     assert saved_step(tmp_path / "run") == 2
@@ -97,7 +97,7 @@ def test_a_worker_that_stops_answering_ends_the_run_which_is_saved(
 @pytest.mark.parametrize(
     ("what", "status", "message"),
     [
-        ("killed", 75, r"loader worker \d \(process \d+\) was ended by signal 9 \(SIGKILL\)\. The kernel"),
+        ("killed", 75, r"loader worker \d \(process \d+\) was killed by signal 9 \(SIGKILL\)\. The kernel"),
         ("broken", 1, r"TypeError: a fault of the program(?s:.*)Please report it"),
     ],
 )
@@ -189,7 +189,7 @@ def test_an_evaluation_that_fails_is_told_of_and_the_training_goes_on(
     assert train(mined, tmp_path, "train.max_steps=4", *EVALUATED) == 0
     assert [values["failed_evaluations"] for values in metrics(tmp_path)] == [0, 1]
     said = capsys.readouterr().out
-    assert "the evaluation after step 2 failed (OutOfMemoryError: CUDA out of memory); the training goes on" in said
+    assert "the evaluation after step 2 failed (OutOfMemoryError: CUDA out of memory); training continues" in said
     assert "1 evaluation(s) on held-out pairs failed" in said
     assert len((tmp_path / "heldout" / "heldout.jsonl").read_text().splitlines()) == 1
 
@@ -218,7 +218,7 @@ def test_a_signal_ends_an_evaluation_which_is_made_again(
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), MimicBrushError, r"memory of cpu is full.*train\.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), MimicBrushError, r"out of memory on cpu.*train\.batch_size"),
         pytest.param(ZeroDivisionError("why"), ZeroDivisionError, "why", marks=pytest.mark.slow),
     ],
 )

@@ -242,5 +242,5 @@ def take_part(setting: Setting, kind: str, rank: int, folder: Path) -> None:
 
 def test_the_options_that_exclude_each_other() -> None:
     for other in ("activation_checkpointing", "compile"):
-        with pytest.raises(InputError, match=f"selective_checkpointing=true and train.{other}=true exclude each other"):
+        with pytest.raises(InputError, match=f"selective_checkpointing=true and train.{other}=true cannot be combined"):
             replace(SELECTIVE, **{other: True})

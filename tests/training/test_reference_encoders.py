@@ -126,7 +126,7 @@ def test_such_a_row_trains_edits_and_is_not_exported_to_the_released_format(
     prepared = pipe.prepare_reference(references[0], num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert prepared.features == {}
     torch.testing.assert_close(latents(prepared), one)
-    with pytest.raises(InputError, match="trained without"):
+    with pytest.raises(InputError, match="needs a reference U-Net, but this pipeline has none"):
         latents(references[0], return_correspondence=True)
     pipe.save_pretrained(tmp_path / "again")
     assert f"| `reference_encoder` | `{encoder}` |" in (tmp_path / "again" / "README.md").read_text()

@@ -143,7 +143,7 @@ def test_wandb_offline_holds_the_run_and_goes_on_with_it(mined: Path, tmp_path: 
     for steps in (2, 4):
         job = [*command, f"train.max_steps={steps}"]
         done = subprocess.run(job, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-        assert "wandb has no key (wandb login), so it logs offline" in done.stdout
+        assert "wandb has no API key (`wandb login`), so it logs offline" in done.stdout
     runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(runs) == 2
     # Both parts have one id, under which `wandb sync` joins them.

@@ -200,7 +200,7 @@ def test_it_needs_no_other_weights_and_has_nothing_to_choose(smallest: ToyModel)
     }
     needed = PretrainedModel(reference_encoder="shared").weight_options()
     assert needed == ("unet", "image_encoder", "vae", "depth_estimator")
-    with pytest.raises(InputError, match="reference_sharing=keys_values does not go with"):
+    with pytest.raises(InputError, match="reference_sharing=keys_values does not work with"):
         ModelOptions(reference_encoder="shared", reference_sharing="keys_values")
 
 

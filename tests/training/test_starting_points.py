@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,10 @@ from toy_run import SHORTEST, differing, forget_accelerate, metrics, train, trai
 from mimicbrush import assembly
 from mimicbrush.errors import CheckpointError, InputError, WeightsError
 from mimicbrush.models.options import ModelOptions, PipelineModel
+from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.folder import read_conventions
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
+from mimicbrush.training.options import TrainOptions
 
 CONVENTIONS = {
     "letterbox_order": "pad_then_resize",
@@ -91,7 +94,7 @@ def test_a_cut_file_stops_a_run_before_anything_else(mined: Path, tmp_path: Path
     named = starting_weights(tmp_path / "hub")
     with pytest.raises(InputError) as caught:
         train_with(tmp_path / "nowhere", tmp_path / "run", *SHORTEST, "model=sd15", *named)
-    for expected in ("data.root", "model.depth_estimator=", str(file), "a fetch was cut off"):
+    for expected in ("data.root", "model.depth_estimator=", str(file), "the download was interrupted"):
         assert expected in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -112,7 +115,7 @@ def test_every_option_is_open_until_it_is_chosen() -> None:
     open_ones = {each.name: each.default for each in fields(PipelineModel)}
     for each in fields(ModelOptions):
         assert open_ones[each.name] != each.default
-        with pytest.raises(InputError, match=f"model.{each.name}=.*: must be"):
+        with pytest.raises(InputError, match=f"model.{each.name}=.*: expected"):
             replace(ModelOptions(), **{each.name: open_ones[each.name]})
 
 
@@ -120,7 +123,7 @@ def test_what_a_folder_says_is_what_the_loaded_pipeline_says(base: Path) -> None
     said = read_conventions(base / "pipeline")
     assert ModelOptions(**said.options) == load_pipeline(base / "pipeline").options()
     assert {**said.options, **CONVENTIONS} == said.options and said.prediction_type == "v_prediction"
-    assert said.size_step_px == 4
+    assert said.size_step_px == 4 and not said.rescale_betas_zero_snr
 
 
 def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base: Path) -> None:
@@ -139,7 +142,7 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
         swapped.write_bytes(good[:-64] + bytes(byte ^ 1 for byte in good[-64:]))
         with pytest.raises(CheckpointError, match="starting weights"):
             go_on(mined, tmp_path / "resumed", base / "pipeline", *more, "train.max_steps=3", "train.resume=latest")
-        with pytest.raises(WeightsError, match="are not what they were"):
+        with pytest.raises(WeightsError, match="have changed since the run began"):
             assembly.export_run(tmp_path / "resumed", "latest", tmp_path / "exported")
     finally:
         swapped.write_bytes(good)
@@ -157,8 +160,8 @@ def test_it_learns_resumes_and_takes_adapters(mined: Path, tmp_path: Path, base:
         ("model.reference_encoder=clip", "model.reference_encoder must be unet, got clip"),
         ("model.size_px=18", "model.size_px must be a multiple of 4, got 18"),
         ("train.prediction_type=epsilon", "train.prediction_type must be v_prediction, got epsilon"),
-        ("model.reference_timestep=never", "model.reference_timestep=never: must be one of"),
-        ("model.path=nowhere", "model.path=nowhere cannot be used: nowhere is no pipeline folder"),
+        ("model.reference_timestep=never", "model.reference_timestep=never: expected one of"),
+        ("model.path=nowhere", "model.path=nowhere cannot be used: nowhere is not a pipeline folder"),
         ("model.path=released", r"model=pipeline model\.path=released"),
     ],
 )
@@ -171,10 +174,34 @@ def test_choices_that_they_do_not_allow_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_pure_noise_at_the_last_timestep_can_be_learnt_and_is_kept(
+    mined: Path, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rescaled = tmp_path / "rescaled"
+    go_on(mined, rescaled, base / "pipeline", "train.rescale_betas_zero_snr=true")
+    assert "note: train.rescale_betas_zero_snr=true, while the weights were made for false" in capsys.readouterr().out
+    scheduler = load_pipeline(rescaled / "pipeline").scheduler
+    assert scheduler.alphas_cumprod[-1] == 0 and scheduler.alphas_cumprod[-2] > 0
+    forget_accelerate()
+    with pytest.raises(InputError, match=r"add train\.rescale_betas_zero_snr=true"):
+        go_on(mined, tmp_path / "run", rescaled / "pipeline")
+
+
+@pytest.mark.parametrize("other", [{"prediction_type": "epsilon"}, {"min_snr_gamma": 5.0}])
+def test_what_cannot_learn_pure_noise_is_refused(other: dict[str, Any]) -> None:
+    allowed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    TrainOptions(**allowed)
+    with pytest.raises(InputError, match=rf"rescale_betas_zero_snr=true needs train\.{next(iter(other))}"):
+        TrainOptions(**{**allowed, **other})
+
+
 def test_a_damaged_pipeline_is_refused(mined: Path, tmp_path: Path, base: Path) -> None:
     shutil.copytree(base / "pipeline", tmp_path / "pipeline")
     file = tmp_path / "pipeline" / "depth_estimator" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"depth_estimator/model\.safetensors has .* were saved.*export RUN"):
+        go_on(mined, tmp_path / "run", tmp_path / "pipeline")
+    (tmp_path / "pipeline" / CHECKSUMS_FILE).unlink()  # older folders have none
     with pytest.raises(InputError) as caught:
         go_on(mined, tmp_path / "run", tmp_path / "pipeline")
     assert f"model.path={tmp_path / 'pipeline'} cannot be used: {file} is damaged" in str(caught.value)
@@ -191,8 +218,8 @@ def test_choices_that_the_weights_allow_are_noted_and_what_was_seen_before_is_re
     choices = ["data.video_ratio=1", "model.size_px=32", "model.reference_blend=0.0"]
     go_on(other, tmp_path / "run", base / "pipeline", *choices)
     said = capsys.readouterr().out
-    assert "note: model.size_px=32, while the weights were made for 16" in said
-    assert "note: model.reference_blend=0.0, while the weights were made for 0.5" in said
+    assert "note: model.size_px=32, but the weights were trained for 16" in said
+    assert "note: model.reference_blend=0.0, but the weights were trained for 0.5" in said
     options, expected = (asdict(load_pipeline(run / "pipeline").options()) for run in (tmp_path / "run", base))
     assert options == {**expected, "size_px": 32, "reference_blend": 0.0}
     seen, before = (

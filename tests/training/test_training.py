@@ -75,7 +75,7 @@ def test_a_run_goes_on_with_other_micro_batches_but_not_with_other_choices(mined
     run_dir, options = tmp_path / "run", ["train.total_batch_size=4", "train.checkpoint_every=3"]
     train(mined, run_dir, *options, "train.max_steps=3", "train.batch_size=2")
     before = (run_dir / "config.yaml").read_text()
-    with pytest.raises(CheckpointError, match=r"train\.learning_rate: 0\.003 there, 0\.1 now"):
+    with pytest.raises(CheckpointError, match=r"train\.learning_rate: was 0\.003, now 0\.1"):
         train(mined, run_dir, *options, "train.max_steps=6", "train.resume=latest", "train.learning_rate=0.1")
     assert (run_dir / "config.yaml").read_text() == before
     train(mined, run_dir, *options, "train.max_steps=6", "train.batch_size=1", "train.resume=latest")
@@ -96,12 +96,13 @@ def test_half_precision_trains_and_exports_the_frozen_parts_as_they_were(mined: 
 def test_another_seed_is_another_run(straight: Path, mined: Path, tmp_path: Path) -> None:
     train(mined, tmp_path / "run", "train.max_steps=6", "seed=1")
     assert differing(straight, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="seed: 1 there, 2 now"):
+    with pytest.raises(CheckpointError, match="seed: was 1, now 2"):
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=2", "train.resume=latest")
-    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+    with pytest.raises(CheckpointError, match="already has checkpoints"):
         train(mined, tmp_path / "run", "train.max_steps=7", "seed=1")
 
 
+@pytest.mark.slow  # make test sees it fall in test_golden_curve.py
 def test_the_loss_falls(mined: Path, tmp_path: Path) -> None:
     train(mined, tmp_path / "run", "train.max_steps=60", "train.log_every=20", "train.batch_size=4",
           "train.total_batch_size=4", "train.learning_rate=3e-3", "train.prediction_type=epsilon",
@@ -241,7 +242,7 @@ def test_unreadable_pairs_are_counted_and_named(mined: Path, tmp_path: Path) -> 
 
 def test_too_many_unreadable_pairs_stop_the_run(mined: Path, tmp_path: Path) -> None:
     root = damaged_copy(mined, tmp_path / "pairs", 2)
-    with pytest.raises(DataError, match=r"could not be read among \d+ samples, more than data\.max_bad_ratio=0\.01"):
+    with pytest.raises(DataError, match=r"of \d+ samples could not be read, more than data\.max_bad_ratio=0\.01"):
         train(root, tmp_path / "run", "train.max_steps=100", "data.heldout_ratio=0")
     assert metrics(tmp_path / "run")[-1]["step"] < 20
     assert len((tmp_path / "run" / "bad_samples.txt").read_text().splitlines()) > ALWAYS_ALLOWED
@@ -261,9 +262,9 @@ def test_named_sources_train(mined: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(mined, moved)
     train("", tmp_path / "run", "train.max_steps=3", "train.resume=latest", named.replace(str(mined), str(moved), 1))
-    with pytest.raises(CheckpointError, match=r"data\.sources\.clips\.weight: 2.* there, 3"):
+    with pytest.raises(CheckpointError, match=r"data\.sources\.clips\.weight: was 2.*, now 3"):
         train("", tmp_path / "run", "train.resume=latest", named.replace("weight:2", "weight:3"))
-    with pytest.raises(InputError, match=r"data\.sources\.photos\.root is no folder"):
+    with pytest.raises(InputError, match=r"data\.sources\.photos\.root=.* is not a folder"):
         train("", tmp_path / "none", named.replace(f"root:'{mined}',kind:image", "root:nowhere,kind:image"))
     with pytest.raises(InputError, match="both given"):
         train(mined, tmp_path / "none", named)

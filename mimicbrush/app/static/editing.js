@@ -1,7 +1,7 @@
 /** The editing page: what is given, what is asked for, and what comes of it. */
 import { ReferencePanel, SourcePanel } from "./panels.js";
 import { ResultPanel } from "./results.js";
-import { ask, askForEdit, cancel, listen, readFile } from "./server.js";
+import { ask, askForEdit, cancel, listen, readFile, readMaps } from "./server.js";
 import { deleteAll, isAllKept, keep, readAll } from "./store.js";
 
 const at = (id) => document.getElementById(id);
@@ -10,7 +10,7 @@ const controls = Object.fromEntries([...document.querySelectorAll("#settings [na
 let isReady = false; // nothing is kept before what was kept is there
 let job = null; // the edit that is asked for
 
-const context = { options, onChange: () => { if (isReady) results.refresh(fingerprint()); } };
+const context = { options, onChange: () => { if (isReady) { results.refresh(fingerprint()); placeExamples(); } } };
 const source = new SourcePanel(at("source"), context);
 const reference = new ReferencePanel(at("reference"), context);
 const results = new ResultPanel(at("result"), { reference, line: at("line"), use: useAsSource });
@@ -32,7 +32,7 @@ function chooseSettings(values) {
 }
 
 function readSettings() {
-  return Object.fromEntries(Object.entries(controls).map(([name, each]) => [name, each.type === "checkbox" ? each.checked : each.value]));
+  return Object.fromEntries(Object.entries(controls).map(([name, each]) => [name, each.type === "checkbox" ? each.checked && !each.disabled : each.value]));
 }
 
 function showSettings() {
@@ -43,7 +43,7 @@ function showSettings() {
   const { count, steps, guidance, seed, keep_shape, around, auto_zoom } = readSettings();
   at("chosen").textContent = [
     `${count} ${count === "1" ? "result" : "results"}`, `${steps} ${steps === "1" ? "step" : "steps"}`, `guidance ${guidance}`, seed === "" ? "a new seed each time" : `seed ${seed}`,
-    keep_shape && "shape kept", around && "around the mask", auto_zoom && "auto-zoom",
+    keep_shape && "keep the shape", around && "area around the mask", auto_zoom && "auto-zoom",
   ].filter(Boolean).join(" · ");
 }
 
@@ -64,6 +64,7 @@ async function edit() {
   job = { name: null, isCancelled: false };
   say("");
   showProgress({ text: "Sending the images …" });
+  at("result").querySelector("[data-role=stage]").scrollIntoView({ block: "nearest" });
   const asked = {
     fingerprint: fingerprint(), before: source.given?.shown, references: reference.all.map(({ id }) => id), isSeedChosen: controls.seed.value === "",
   };
@@ -82,7 +83,7 @@ async function edit() {
     if (job.isCancelled) await cancel(job.name);
     await follow(answer.job, answer.seed, asked);
   } catch (error) {
-    say(`Not done: ${error.message}`, true);
+    say(`Could not edit: ${error.message}`, true);
   } finally {
     end();
   }
@@ -96,10 +97,10 @@ async function follow(name, seed, asked) {
   const { width, height } = last.result;
   const when = Date.now();
   const entries = await Promise.all(last.result.results.map(async ({ token, ...each }) => (
-    { ...each, ...asked, width, height, when, blob: await readFile(token) })));
+    { ...each, ...asked, width, height, when, blob: await readFile(token), maps: each.places?.maps ? await readMaps(each.places.maps) : null })));
   await results.add(entries);
-  const hint = entries.some((each) => each.places) ? " Point at the hole to see where in the reference it comes from." : "";
-  say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was chosen.` : ""}${hint}`);
+  const hint = entries.some((each) => each.places) ? " Point at the repainted area, or tap it, to see where in the reference it comes from." : "";
+  say(`Done.${asked.isSeedChosen ? ` Seed ${seed} was used.` : ""}${hint}`);
 }
 
 function end() {
@@ -117,8 +118,8 @@ function showProgress({ text, waiting, done, of, left_s, preview }) {
   if (preview) results.preview(preview);
   at("bar").hidden = false;
   if (of) at("bar").value = done / of; else at("bar").removeAttribute("value");
-  if (waiting > 0) text = `${waiting === 1 ? "One edit is" : `${waiting} edits are`} before yours`;
-  if (waiting === 0) text = "It is your turn";
+  if (waiting > 0) text = `${waiting === 1 ? "One edit is" : `${waiting} edits are`} ahead of yours`;
+  if (waiting === 0) text = "Your edit is next";
   if (of) text = done ? `Step ${done} of ${of}${left_s === undefined ? "" : `, ${left(left_s)} left`}` : "Reading the images …";
   if (text) at("left").textContent = text;
 }
@@ -142,20 +143,28 @@ async function useAsSource(entry) {
 
 // ---- examples
 
+/** Above what is empty, and below the images once there are some. */
+function placeExamples() {
+  const panels = document.querySelector(".panels"), isFresh = !source.given && !reference.all.length && !results.chosen;
+  if (isFresh === Boolean(at("examples").compareDocumentPosition(panels) & Node.DOCUMENT_POSITION_FOLLOWING)) return;
+  if (isFresh) panels.before(at("examples")); else panels.after(at("examples"));
+}
+
 options.examples.forEach(({ title, keep_shape }, number) => {
   const button = document.createElement("button");
   button.dataset.example = number;
   button.append(Object.assign(new Image(), { src: `/examples/${number}/source`, alt: "" }), Object.assign(document.createElement("span"), { textContent: title }));
   button.addEventListener("click", () => source.attempt(async () => {
-    at("source").scrollIntoView({ block: "start" });
     const [image, mask, other] = await Promise.all(["source", "mask", "reference"].map(
       async (name) => new File([await (await ask(`/examples/${number}/${name}`)).blob()], `example_${name}.png`)));
     await source.take([image], mask);
+    at("source").scrollIntoView({ block: "start" });
     while (reference.all.length > 1) await reference.remove();
     await reference.take([other]);
     chooseSettings({ keep_shape });
     keep("settings", readSettings);
     source.say("Now press Edit.");
+    at("go").focus({ preventScroll: true });
   }));
   document.querySelector(".examples").append(button);
 });
@@ -201,10 +210,14 @@ addEventListener("beforeunload", warn);
 
 // ---- what was here before
 
+[at("go").disabled, at("stop").disabled] = [false, true]; // Firefox keeps over a reload what they were
 at("about").textContent = options.about;
 at("examples").hidden = !options.examples.length;
 for (const [name, most] of [["count", options.max_results], ["steps", options.max_steps]]) controls[name].max = most;
-controls.auto_zoom.closest("label").hidden = !options.can_zoom;
+for (const [name, isPossible] of [["auto_zoom", options.can_zoom], ["keep_shape", options.can_keep_shape]]) {
+  controls[name].disabled = !isPossible;
+  controls[name].closest("label").hidden = !isPossible;
+}
 chooseSettings({ steps: options.steps, guidance: options.guidance });
 const kept = await readAll();
 if (kept.has("settings")) chooseSettings(kept.get("settings"));
@@ -213,14 +226,15 @@ try {
   if (kept.get("references")) await reference.restore(kept.get("references"));
   await results.restore([...kept.entries()].filter(([name]) => name.startsWith("result ")).map(([, entry]) => entry));
 } catch (error) {
-  say(`Not everything that was kept can be shown: ${error.message}`, true);
+  say(`Some of the stored images cannot be shown: ${error.message}`, true);
 }
 isReady = true;
 results.refresh(fingerprint());
+placeExamples();
 document.body.dataset.state = "ready";
 if (kept.get("job")) {
   const { name, seed, asked } = kept.get("job");
   job = { name, isCancelled: false };
-  showProgress({ text: "Finding the edit again …" });
-  try { await follow(name, seed, asked); } catch (error) { say(`Not done: ${error.message}`, true); } finally { end(); }
+  showProgress({ text: "Reconnecting to the edit …" });
+  try { await follow(name, seed, asked); } catch (error) { say(`Could not edit: ${error.message}`, true); } finally { end(); }
 }

@@ -115,7 +115,7 @@ export class Mask {
   static async read(blob, width, height) {
     const bitmap = await createImageBitmap(blob);
     if (bitmap.width !== width || bitmap.height !== height) {
-      throw new Error(`the mask is ${bitmap.width} x ${bitmap.height} px, its image ${width} x ${height} px`);
+      throw new Error(`the mask is ${bitmap.width} x ${bitmap.height} px, but the image is ${width} x ${height} px; choose a mask of the same size`);
     }
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);

@@ -33,7 +33,7 @@ export class MaskPainter {
   #onChange;
 
   /** `label` is what a screen reader calls the canvas; `onChange` is called when mask or tool changed. */
-  constructor(stage, { onChange = () => {}, label = "Mask: arrow keys move the brush, the space bar paints", isSingle = false } = {}) {
+  constructor(stage, { onChange = () => {}, label = "Mask. Arrow keys move the brush, and the space bar paints.", isSingle = false } = {}) {
     [this.#onChange, this.isSingle, this.stage] = [onChange, isSingle, stage];
     stage.classList.add("painter-stage");
     this.view = new View(stage, { onChange: () => this.#showAll(), onGesture: () => this.#cancel() });

@@ -42,7 +42,7 @@ async function list() {
 }
 
 async function open(name, masked) {
-  if (painter.isUnsaved && !confirm("This mask is not saved. Go on without it?")) return;
+  if (painter.isUnsaved && !confirm("This mask is not saved. Discard it?")) return;
   const query = new URLSearchParams({ name });
   say(`Opening ${name} …`);
   const image = await (await ask(`api/picture?${query}`)).blob();
@@ -51,7 +51,7 @@ async function open(name, masked) {
   current = name;
   painter.sizePx = Math.max(painter.width, painter.height) / 16;
   await list();
-  say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with the mask it has" : ""}`);
+  say(`${name}: ${painter.width} x ${painter.height} px${masked ? ", with its saved mask" : ""}`);
 }
 
 async function save() {
@@ -67,7 +67,7 @@ async function save() {
 async function upload(file) {
   if (file.size > maxUploadBytes) {
     const [given, limit] = [file.size, maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed());
-    throw new Error(`${file.name}: too large, ${given} MiB; at most ${limit} MiB are taken`);
+    throw new Error(`${file.name} is too large: ${given} MiB; the limit is ${limit} MiB`);
   }
   say(`Uploading ${file.name} …`);
   const headers = { "Content-Type": "application/octet-stream" };

@@ -17,7 +17,7 @@ class Given {
     const name = file.name ?? "image.png";
     if (file.size > most) {
       const [given, limit] = [file.size, most].map((bytes) => (bytes / 2 ** 20).toFixed());
-      throw new Error(`${name}: too large, ${given} MiB; at most ${limit} MiB are taken`);
+      throw new Error(`${name} is too large: ${given} MiB; the limit is ${limit} MiB`);
     }
     const token = await upload(file);
     const given = new Given({ file, name, shown: await readShown(token) });
@@ -56,6 +56,12 @@ class Panel {
     this.at("said").classList.toggle("bad", isBad);
   }
 
+  /** The tools come with the image. */
+  setEmpty(isEmpty) {
+    this.element.classList.toggle("is-empty", isEmpty);
+    this.at("empty").hidden = !isEmpty;
+  }
+
   async attempt(work) { try { await work(); } catch (error) { this.say(error.message, true); } }
 
   chosen(role, work) {
@@ -85,7 +91,7 @@ export class SourcePanel extends Panel {
   #mask = { revision: null, token: null }; // at the server
 
   constructor(element, context) {
-    super(element, context, { label: "Mask over the source: arrow keys move the brush, the space bar paints" });
+    super(element, context, { label: "Mask of the source. Arrow keys move the brush, and the space bar paints." });
     const refreshTools = bindTools(this.painter, this.at);
     let revision = this.painter.revision;
     this.refresh = () => {
@@ -96,9 +102,9 @@ export class SourcePanel extends Panel {
       this.onChange();
     };
     this.at("mask").addEventListener("change", () => this.chosen("mask", async ([file]) => {
-      if (!this.given) throw new Error("choose an image first, then its mask");
+      if (!this.given) throw new Error("Choose the image to edit first, then its mask.");
       await this.painter.load(this.given.shown, file);
-      this.say(`the mask of ${file.name}`);
+      this.say(`The mask was loaded from ${file.name}.`);
     }));
   }
 
@@ -111,10 +117,10 @@ export class SourcePanel extends Panel {
   async show(given, mask = null, painting = null) {
     await this.painter.load(given.shown, painting?.base ?? mask, painting);
     this.given = given;
-    this.at("empty").hidden = true;
+    this.setEmpty(false);
     this.ring.hidden = true;
     this.painter.sizePx = Math.max(this.painter.width, this.painter.height) / 10;
-    this.say(`${this.painter.width} x ${this.painter.height} px. ${this.painter.isEmpty ? "Paint over what is to be replaced." : ""}`);
+    this.say(`${this.painter.width} x ${this.painter.height} px. ${this.painter.isEmpty ? "Paint over the part that you want to replace." : ""}`);
     this.keep();
     this.onChange();
   }
@@ -142,7 +148,7 @@ export class ReferencePanel extends Panel {
 
   constructor(element, context) {
     super(element, context, {
-      label: "Box around a part of the reference: arrow keys move, the space bar sets a corner", isSingle: true,
+      label: "Box around a part of the reference. Arrow keys move, and the space bar sets a corner.", isSingle: true,
     });
     this.painter.tool = "box";
     let revision = this.painter.revision;
@@ -166,7 +172,7 @@ export class ReferencePanel extends Panel {
   async take(files, isMore = files.length > 1) {
     const room = this.options.max_references - (isMore ? this.all.length : this.all.length - 1);
     for (const file of files.slice(0, Math.max(0, room))) await this.add(await this.send(file), isMore);
-    if (files.length > room) throw new Error(`at most ${this.options.max_references} references are taken; remove one first`);
+    if (files.length > room) throw new Error(`An edit takes at most ${this.options.max_references} references. Remove one first.`);
   }
 
   async add(given, isMore) {
@@ -182,7 +188,7 @@ export class ReferencePanel extends Panel {
     await this.painter.load(given.shown, null, corners && { done: [corners], undone: [], revision: this.painter.revision + 1 });
     this.current = given;
     this.ring.hidden = this.heat.hidden = true;
-    this.at("empty").hidden = true;
+    this.setEmpty(false);
     this.say(`${this.painter.width} x ${this.painter.height} px`);
     this.#changed();
   }
@@ -194,7 +200,7 @@ export class ReferencePanel extends Panel {
     if (this.all.length) { await this.show(this.all[Math.max(0, at - 1)]); return; }
     this.current = null;
     this.painter.unload();
-    this.at("empty").hidden = false;
+    this.setEmpty(true);
     this.ring.hidden = this.heat.hidden = true;
     this.#changed();
   }
@@ -216,7 +222,7 @@ export class ReferencePanel extends Panel {
       items.at(-1).append(more);
     }
     this.at("thumbs").replaceChildren(...items);
-    for (const role of ["all", "remove"]) this.at(role).disabled = !this.current;
+    this.at("all").disabled = !this.current?.box;
     this.onChange();
   }
 
@@ -234,30 +240,6 @@ export class ReferencePanel extends Panel {
   forgetTokens() { for (const each of this.all) each.token = null; }
 
   get fingerprint() { return this.all.map(({ id, box }) => [id, box ?? null]); }
-
-  /** Show where in the reference a result comes from; `weights` has one for each place. */
-  showHeat(places, weights, sizePx) {
-    this.heat.hidden = !places.length;
-    if (this.heat.hidden) return;
-    const scale = Math.min(1, 512 / Math.max(this.painter.width, this.painter.height));
-    [this.heat.width, this.heat.height] = [Math.ceil(this.painter.width * scale), Math.ceil(this.painter.height * scale)];
-    const context = this.heat.getContext("2d", { willReadFrequently: true });
-    const most = Math.max(...weights, 1e-6);
-    places.forEach(([x, y], number) => {
-      const [left, top, radius] = [x * scale, y * scale, Math.max(3, sizePx * scale * 1.5)];
-      const glow = context.createRadialGradient(left, top, 0, left, top, radius);
-      glow.addColorStop(0, `rgb(0 0 0 / ${0.35 * weights[number] / most})`);
-      glow.addColorStop(1, "rgb(0 0 0 / 0)");
-      context.fillStyle = glow;
-      context.fillRect(left - radius, top - radius, 2 * radius, 2 * radius);
-    });
-    const image = context.getImageData(0, 0, this.heat.width, this.heat.height);
-    for (let n = 0; n < image.data.length; n += 4) { // from dark blue over red to yellow, brighter where more comes from
-      const heat = image.data[n + 3] / 255;
-      image.data.set([Math.min(255, 510 * heat), Math.max(0, 510 * heat - 255), 120 * (1 - heat), 90 + 165 * heat], n);
-    }
-    context.putImageData(image, 0, 0);
-  }
 }
 
 /** An item of a list of images, each a button. */

@@ -1,4 +1,5 @@
 /** What came of the edits: the result that is shown beside its source, where it comes from, and the history. */
+import { Maps, drawCells } from "./maps.js";
 import { makeId, placeRing, thumb } from "./panels.js";
 import { keep } from "./store.js";
 import { View } from "./view.js";
@@ -8,6 +9,7 @@ const MOST_KEPT = 24;
 export class ResultPanel {
   entries = []; // newest first; each is kept under a name of its own
   chosen = null;
+  #shown = undefined; // place of the hole whose map was drawn last; undefined: none
 
   /** `reference` is the panel that lines lead to; `use` takes an entry as the next source. */
   constructor(element, { reference, line, use }) {
@@ -32,11 +34,15 @@ export class ResultPanel {
     this.at("fit").addEventListener("click", () => this.view.fit());
     this.at("use").addEventListener("click", () => use(this.chosen));
     this.at("forget").addEventListener("click", () => this.#forget(this.chosen));
-    this.at("heat").addEventListener("click", () => {
-      this.at("heat").setAttribute("aria-pressed", this.at("heat").getAttribute("aria-pressed") !== "true");
-      this.refresh();
-    });
+    for (const role of ["heat", "heads"]) {
+      this.at(role).addEventListener("click", () => {
+        this.at(role).setAttribute("aria-pressed", !this.#isPressed(role));
+        this.refresh();
+      });
+    }
   }
+
+  #isPressed(role) { return this.at(role).getAttribute("aria-pressed") === "true"; }
 
   say(text, isBad = false) {
     this.at("said").textContent = text;
@@ -66,6 +72,8 @@ export class ResultPanel {
 
   async choose(entry) {
     this.chosen = entry;
+    this.number = null;
+    this.maps = entry.maps ? new Maps(entry.maps, entry.places) : null;
     for (const [image, blob] of [[this.before, entry.before], [this.after, entry.blob]]) {
       if (image.src) URL.revokeObjectURL(image.src);
       image.src = URL.createObjectURL(blob);
@@ -75,6 +83,7 @@ export class ResultPanel {
     Object.assign(this.at("download"), { href: URL.createObjectURL(entry.blob), download: `edited_seed${entry.seed}.png` });
     this.view.setSize(entry.width, entry.height);
     for (const role of ["slide", "tools", "forget"]) this.at(role).hidden = false;
+    this.element.classList.remove("is-empty");
     this.at("empty").hidden = true;
     this.at("where").value = 0;
     this.#slide();
@@ -88,21 +97,30 @@ export class ResultPanel {
     this.at("history").replaceChildren(...this.entries.map((each) => thumb(each.blob, {
       name: `Result with seed ${each.seed}`, isPressed: each === this.chosen, act: () => this.choose(each),
     })));
-    if (!this.chosen) return;
+    if (!this.chosen) { this.#unpoint(); return; }
     const isOld = this.chosen.fingerprint !== fingerprint;
     this.element.classList.toggle("is-old", isOld);
-    this.say(isOld ? "This is the result of other images or of another mask." : this.chosen.zoomed ? "The part of the reference that was looked at again: "
+    this.say(isOld ? "This result was made from other images or with another mask." : this.chosen.zoomed ? "Auto-zoom used only this part of the reference: "
       + this.chosen.zoomed.join(", ") + " px." : "");
-    this.at("heat").disabled = !this.chosen.places;
-    const isHeat = this.at("heat").getAttribute("aria-pressed") === "true";
-    const { places } = this.chosen;
-    const mine = isHeat && places ? places.reference.map((_, number) => number).filter((number) => this.#isShown(number)) : [];
-    this.reference.showHeat(mine.map((number) => places.reference[number]), mine.map((number) => places.focus[number]), places?.reference_px);
+    for (const role of ["heat", "heads"]) this.at(role).disabled = !this.maps;
+    this.#shown = undefined;
     this.#unpoint();
   }
 
   /** The reference that a place comes from. */
   #idOf(number) { return this.chosen.references[this.chosen.places.of[number]]; }
+
+  /** Show over the reference where a place of the hole looked, or (null, where it is asked for) the whole hole. */
+  #showMap(place = null) {
+    const reference = this.chosen?.references.indexOf(this.reference.current?.id) ?? -1;
+    const { heat, painter } = this.reference, isHeads = this.#isPressed("heads");
+    heat.hidden = !this.maps || reference < 0 || (place === null && !this.#isPressed("heat"));
+    if (heat.hidden || this.#shown === place) return;
+    this.#shown = place;
+    const cells = place === null ? this.maps.meanCells(reference, isHeads) : this.maps.cells(place, reference, isHeads);
+    drawCells(heat, cells, this.maps.boxes[reference], painter, isHeads);
+    heat.style.opacity = place === null || isHeads ? 0.85 : 0.45 + 0.45 * this.maps.agreement(place);
+  }
 
   #isShown(number) { return this.#idOf(number) === this.reference.current?.id; }
 
@@ -110,10 +128,11 @@ export class ResultPanel {
     keep(entry.name, () => null, 0);
     this.entries = this.entries.filter((each) => each !== entry);
     if (this.entries.length) { this.choose(this.entries[0]); return; }
-    this.chosen = null;
+    this.chosen = this.maps = null;
     this.before.hidden = this.after.hidden = this.divider.hidden = true;
     for (const role of ["slide", "tools", "forget"]) this.at(role).hidden = true;
     this.at("empty").hidden = false;
+    this.element.classList.add("is-empty");
     this.element.classList.remove("is-old");
     this.say("");
     this.refresh();
@@ -147,6 +166,7 @@ export class ResultPanel {
     const { source, reference, source_px, reference_px } = this.chosen.places;
     const [from, to] = [source[number], reference[number]].map(([x, y]) => ({ x, y }));
     this.number = number;
+    this.#showMap(number);
     this.ring.hidden = false;
     placeRing(this.ring, from, Math.max(source_px, 10 / this.view.scale));
     this.reference.ring.hidden = true;
@@ -168,6 +188,7 @@ export class ResultPanel {
     if (!this.ring) return;
     this.ring.hidden = this.reference.ring.hidden = true;
     this.line.toggleAttribute("hidden", true);
+    this.#showMap();
   }
 
   #key(event) {
@@ -184,6 +205,8 @@ export class ResultPanel {
     });
     this.#show(nearest);
     const [from, to] = [places.source[nearest], places.reference[nearest]].map((place) => place.map(Math.round).join(", "));
-    this.say(`The place ${from} comes from ${to} of the reference.`);
+    const which = this.chosen.references.length > 1 ? `reference ${places.of[nearest] + 1}` : "the reference";
+    const heads = this.maps ? ` ${Math.round(100 * this.maps.agreement(nearest))} % of the attention heads agree.` : "";
+    this.say(`The place at ${from} comes from ${to} in ${which}.${heads}`);
   }
 }

@@ -10,13 +10,13 @@ export async function ask(path, options = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Refusal("the server does not answer; check that it runs, then try again", 0);
+    throw new Refusal("the server does not answer; check that it is still running, then try again", 0);
   }
   if (answer.ok) return answer;
   const text = await answer.text();
   let reason = text;
   try { reason = JSON.parse(text).error; } catch { /* not ours: shown as it came */ }
-  throw new Refusal(reason || `the server answered ${answer.status}`, answer.status);
+  throw new Refusal(reason || `the server returned status ${answer.status}`, answer.status);
 }
 
 export async function upload(blob) {
@@ -28,6 +28,8 @@ export async function upload(blob) {
 export async function readShown(token) { return (await ask(`/shown/${token}`)).blob(); }
 
 export async function readFile(token) { return (await ask(`/files/${token}`)).blob(); }
+
+export async function readMaps(token) { return (await ask(`/maps/${token}`)).arrayBuffer(); }
 
 /** Ask for an edit; its name and the seed that was chosen. */
 export async function askForEdit(request) {

@@ -19,6 +19,34 @@ async function work(mode, ask) {
   }
 }
 
+function holdsBlob(value) {
+  return value instanceof Blob || (typeof value === "object" && value !== null && Object.values(value).some(holdsBlob));
+}
+
+/** The same value, with the bytes of each Blob in its place: WebKit keeps no Blob in a private window, and Firefox cannot send one that it kept. */
+async function pack(value) {
+  if (value instanceof Blob) return { bytes: await value.arrayBuffer(), type: value.type, name: value.name };
+  if (!holdsBlob(value)) return value;
+  const packed = Array.isArray(value) ? [] : {};
+  for (const [name, each] of Object.entries(value)) packed[name] = await pack(each);
+  return packed;
+}
+
+function unpack(value) {
+  if (value?.bytes instanceof ArrayBuffer) {
+    const { bytes, type, name } = value;
+    return name === undefined ? new Blob([bytes], { type }) : new File([bytes], name, { type });
+  }
+  if (typeof value !== "object" || value === null || value instanceof Blob) return value;
+  for (const [name, each] of Object.entries(value)) value[name] = unpack(each);
+  return value;
+}
+
+async function put(name, value) {
+  const packed = await pack(value);
+  await work("readwrite", (store) => store.put(packed, name));
+}
+
 const pending = new Map(); // name -> timer
 let isFailing = false;
 
@@ -31,7 +59,7 @@ export function keep(name, read, delayMs = 300) {
   pending.set(name, setTimeout(async () => {
     try {
       const value = await read();
-      await work("readwrite", (store) => value === null ? store.delete(name) : store.put(value, name));
+      if (value === null) await work("readwrite", (store) => store.delete(name)); else await put(name, value);
       isFailing = false;
     } catch { isFailing = true; } finally { pending.delete(name); }
   }, delayMs));
@@ -41,7 +69,7 @@ export function keep(name, read, delayMs = 300) {
 export async function readAll() {
   try {
     const [names, values] = [await work("readonly", (store) => store.getAllKeys()), await work("readonly", (store) => store.getAll())];
-    return new Map(names.map((name, number) => [name, values[number]]));
+    return new Map(names.map((name, number) => [name, unpack(values[number])]));
   } catch {
     isFailing = true;
     return new Map();

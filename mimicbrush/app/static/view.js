@@ -28,6 +28,7 @@ export class View {
     this.content.className = "view-content";
     stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     stage.addEventListener("pointerdown", (event) => this.#press(event), true);
+    stage.addEventListener("mousedown", (event) => { if (event.button === 1) event.preventDefault(); }); // or some browsers scroll
     stage.addEventListener("pointermove", (event) => this.#move(event), true);
     for (const kind of ["pointerup", "pointercancel"]) stage.addEventListener(kind, (event) => this.#release(event), true);
     new ResizeObserver(() => { if (this.#isFitted) this.fit(); else this.#place(); }).observe(stage);

@@ -1,4 +1,4 @@
-"""Commands that repeat or use what comes with the project, and one that prepares a long training.
+"""Commands that reproduce the results of the project, and one that prepares long training runs.
 
 command       module        script
 fetch-clips   fetch_clips   fetch_clips.py            the free clips of the project's list

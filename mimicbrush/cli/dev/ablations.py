@@ -6,8 +6,8 @@ mimicbrush ablations --table options --output runs/options
 Trains every row with every seed (a sweep of mimicbrush train), evaluates each on held-out pairs, and writes effects.md.
 This table says how much better the first row is than each other row. The same command continues a run that was stopped.
 --table paper (the default) has the rows of the paper's Tables 3 and 4, and says whether the direction of the paper's
-effect is seen. With --table options, each row leaves out or changes one of our options, and keypoint transfer is
-measured, too.
+effect is seen. With --table options, each row leaves out or changes one of our options. Both measure keypoint transfer,
+too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,26 +38,36 @@ class AblationTable:
         rows: files in `folder`; the first is what the others are compared with.
         folder: below `configs/ablation`, with a "/" at its end; "" is that folder itself.
         experiment: file in `configs/experiment` that all rows share.
-        steps: of the sampler, where the command line names none.
         absent: row -> why it cannot be run.
-        has_keypoints: whether keypoint transfer is measured, too.
+        notes: row -> what its title in the table needs to say besides its name.
+        without_attention: rows whose model has no reference attention, so that keypoint transfer has nothing to ask.
     """
 
     rows: tuple[str, ...]
     folder: str
     experiment: str
-    steps: int
     absent: Mapping[str, str] = field(default_factory=dict)
-    has_keypoints: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+    without_attention: tuple[str, ...] = ()
 
 
 TABLES = {
     "paper": AblationTable(
-        ("full", "weak_augmentation", "grid_025", "grid_050", "grid_075", "single_box", "image_data_only"),
+        (
+            "full",
+            "reference_clip",
+            "image_data_only",
+            "weak_augmentation",
+            "single_box",
+            "grid_025",
+            "grid_050",
+            "grid_075",
+        ),
         folder="",
         experiment="small_ablation",
-        steps=4,
-        absent=dict.fromkeys(("reference_clip", "reference_dinov2"), "needs pretrained weights, which are not here"),
+        absent={"reference_dinov2": "needs pretrained weights, which are not here"},
+        notes={"reference_clip": "here the image encoder of the small model"},
+        without_attention=("reference_clip",),
     ),
     "options": AblationTable(
         (
@@ -71,8 +81,6 @@ TABLES = {
         ),
         folder="ours/",
         experiment="small_options",
-        steps=1,
-        has_keypoints=True,
     ),
 }
 #: Frames whose keypoints are carried.
@@ -82,22 +90,33 @@ _KEYPOINT_FRAMES = 23
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """Read the command line, and leave the options of training as they are."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--table", **one_of(*TABLES), default="paper", help="default: paper")
-    parser.add_argument("--experiment", help="default: small_ablation; small_options for --table options")
+    output_help = "folder for runs and results (default: runs/ablations)"
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), metavar="DIR", help=output_help)
+    parser.add_argument("--table", **one_of(*TABLES), default="paper", help="rows to train (default: paper)")
     parser.add_argument(
-        "--pairs", type=Path, default=Path("small_model_data/pairs/heldout"), help="mined pairs to test with"
+        "--experiment", metavar="NAME", help="experiment of all rows (default: small_ablation, or small_options)"
     )
-    parser.add_argument("--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--rows", nargs="+", help="default: all; the first of the table (full, or recipe) is needed")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        default=Path("small_model_data/pairs/heldout"),
+        metavar="DIR",
+        help="mined pairs for evaluation (default: small_model_data/pairs/heldout)",
+    )
+    parser.add_argument(
+        "--seeds", type=SEED_RANGE.read, nargs="+", default=[0, 1], metavar="N", help="seeds of each row (default: 0 1)"
+    )
+    rows_help = "rows to train; the first row of the table (full, or recipe) is required (default: all)"
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help=rows_help)
     most = NumberRange(at_least=1, whole=True)
-    parser.add_argument("--max-pairs", type=most.read, default=46, help="of the held-out ones (default: 46)")
-    parser.add_argument("--steps", type=STEPS_RANGE.read, help="of the sampler (default: 4; 1 for --table options)")
+    parser.add_argument(
+        "--max-pairs", type=most.read, default=46, metavar="N", help="evaluate on at most N pairs (default: 46)"
+    )
+    parser.add_argument("--steps", type=STEPS_RANGE.read, default=1, metavar="N", help="sampler steps (default: 1)")
     arguments, overrides = parser.parse_known_args()
     table = TABLES[arguments.table]
     arguments.rows = arguments.rows or list(table.rows)
     arguments.experiment = arguments.experiment or table.experiment
-    arguments.steps = arguments.steps or table.steps
     for row in arguments.rows:
         if fault := Choices(table.rows).find_fault(row):
             parser.error(f"--rows {row}: {fault}")
@@ -117,10 +136,10 @@ def main() -> None:
     table = TABLES[arguments.table]
     base = table.rows[0]
     if base not in arguments.rows:
-        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with {base}; name it, too")
+        raise InputError(f"--rows {' '.join(arguments.rows)}: every row is compared with {base}; add it")
     if not (arguments.pairs / "manifest").is_dir():
         raise InputError(
-            f"--pairs {arguments.pairs} is no folder of mined pairs; for those of the small model:\n"
+            f"--pairs {arguments.pairs} is not a folder of mined pairs. To make those of the small model:\n"
             "  mimicbrush data --output small_model_data"
         )
     check_output_folder(arguments.output, "--output")
@@ -146,7 +165,7 @@ def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> No
         evaluations[row] = [arguments.output / f"{row}-seed{seed}" / "evaluation" for seed in arguments.seeds]
         for folder in evaluations[row]:
             if is_evaluated(folder, arguments):
-                print(f"{folder} is there already and is kept")
+                print(f"{folder} already exists and is kept")
             else:
                 run_step(
                     "evaluate",
@@ -157,13 +176,13 @@ def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> No
                     f"num_inference_steps={arguments.steps}",
                     "sheet_pairs=4",
                 )
-    keypoints = measure_keypoints(arguments) if table.has_keypoints else {}
+    keypoints = measure_keypoints(arguments, table.without_attention)
 
     from mimicbrush.evaluation import ablations
     from mimicbrush.io.atomic import write_aside, write_json
 
     effects = ablations.compare_rows(evaluations, table.rows[0])
-    text = ablations.format_ablations(effects, table.absent, keypoints)
+    text = ablations.format_ablations(effects, table.absent, keypoints, table.notes)
     values = {
         row: {name: {key: as_json(effect) for key, effect in found.items()} for name, found in sets.items()}
         for row, sets in effects.items()
@@ -174,10 +193,12 @@ def compare_ablations(arguments: argparse.Namespace, overrides: list[str]) -> No
     print(f"wrote {arguments.output / 'effects.md'} and effects.json")
 
 
-def measure_keypoints(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def measure_keypoints(
+    arguments: argparse.Namespace, without_attention: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
     """Measure how well the reference attention finds places: row -> task -> PCK@0.1 in per cent, for each seed."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in arguments.rows:
+    for row in (each for each in arguments.rows if each not in without_attention):
         for seed in arguments.seeds:
             run = arguments.output / f"{row}-seed{seed}"
             path = run / "pck" / "pck.json"
@@ -192,7 +213,7 @@ def measure_keypoints(arguments: argparse.Namespace) -> dict[str, dict[str, list
 
 
 def is_evaluated(folder: Path, arguments: argparse.Namespace) -> bool:
-    """Tell whether a run was evaluated on these pairs, in this way."""
+    """Return whether a run was evaluated on these pairs, in this way."""
     path = folder / "metrics.json"  # written last
     if not path.is_file():
         return False
@@ -208,4 +229,6 @@ def run_step(name: str, *arguments: str) -> None:
     """Run one of the commands, and end with it where it fails."""
     done = subprocess.run([sys.executable, "-m", "mimicbrush", name, *arguments], check=False)
     if done.returncode:
-        raise MimicBrushError(f"{name}.py ended with status {done.returncode}; the same command goes on from here")
+        raise MimicBrushError(
+            f"mimicbrush {name} ended with status {done.returncode}. Run the same command again to continue"
+        )

@@ -1,9 +1,11 @@
-"""Make what the small model is trained on and tested with.
+"""Make the training and test data of the small model.
 
 mimicbrush data --output small_model_data
 
-Renders clips and stills, adds real clips and photographs if you name some, and mines all of them: OUTPUT/pairs/train
-is to train on, OUTPUT/pairs/heldout to test with. The same command continues a run that was stopped.
+Renders clips and still images, adds real clips and photographs if you give
+some, and mines all of them. OUTPUT/pairs/train is for training, and
+OUTPUT/pairs/heldout is for testing. If it is interrupted, run the same command
+again to continue.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mimicbrush.io.locks import hold_folder
 from mimicbrush.io.outputs import check_output_file, check_output_folder
 from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
-#: Chosen before anything was trained: of these real clips nothing is trained on.
+#: Real clips that are never trained on, chosen before any training.
 HELDOUT_CLIPS = ("coffee.mp4", "nasa.mp4", "people.mp4")
 #: How `--pack` mines: frames just large enough for a canvas of 128 px.
 PACKED = ("max_side_px=192", "jpeg_quality=82")
@@ -34,21 +36,36 @@ CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder for clips, stills and mined pairs")
-    parser.add_argument("--videos", type=Path, help=f"real clips; {', '.join(HELDOUT_CLIPS)} are only tested with")
+    output_help = "folder for clips, still images and mined pairs"
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=output_help)
+    videos_help = f"folder of real clips; {', '.join(HELDOUT_CLIPS)} are used only for testing"
+    parser.add_argument("--videos", type=Path, metavar="DIR", help=videos_help)
     parser.add_argument(
         "--photographs", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
-        help="folders of photographs to train on, beside those of scikit-image",
+        help="folders of photographs for training, in addition to those of scikit-image",
     )  # fmt: skip
-    parser.add_argument("--heldout", type=Path, metavar="DIR", help="a folder of photographs per subject, to test with")
-    count = NumberRange(at_least=0, at_most=10**6, whole=True).read
-    parser.add_argument("--clips", type=count, default=300, help="rendered clips to train on (default: 300)")
-    parser.add_argument("--leaves", type=count, default=300, help="stills of dead leaves (default: 300)")
-    parser.add_argument("--crops", type=count, default=8, help="stills of each photograph (default: 8)")
     parser.add_argument(
-        "--pack", type=Path, metavar="FILE.tar", help="also write the video pairs, smaller, as one file for a GPU"
+        "--heldout", type=Path, metavar="DIR", help="folder with one folder of photographs per subject, for testing"
     )
-    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of everything that is rendered (default: 0)")
+    count = NumberRange(at_least=0, at_most=10**6, whole=True).read
+    parser.add_argument(
+        "--clips", type=count, default=300, metavar="N", help="rendered clips for training (default: 300)"
+    )
+    parser.add_argument(
+        "--leaves", type=count, default=300, metavar="N", help="still images of dead leaves (default: 300)"
+    )
+    parser.add_argument(
+        "--crops", type=count, default=8, metavar="N", help="still images of each photograph (default: 8)"
+    )
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        metavar="FILE.tar",
+        help="also write the video pairs, at a smaller size, into one file to copy to a machine with a GPU",
+    )
+    parser.add_argument(
+        "--seed", type=SEED_RANGE.read, default=0, help="seed of everything that is rendered (default: 0)"
+    )
     return parser.parse_args()
 
 
@@ -68,7 +85,7 @@ def main() -> None:
 
 
 def make_data(arguments: argparse.Namespace) -> None:
-    """Make the files, mine them, and pack them if that is wanted; the output folder is held."""
+    """Make the files, mine them, and pack them if --pack is given; the output folder is locked."""
     train, heldout = arguments.output / "train", arguments.output / "heldout"
 
     from tqdm import tqdm
@@ -76,7 +93,7 @@ def make_data(arguments: argparse.Namespace) -> None:
     from mimicbrush.synthetic import small_model_data
     from mimicbrush.synthetic.clips import HELDOUT_PHOTOGRAPHS, demo_clips, write_clip
 
-    # 1. Files. What is there already is not made again: every file is written aside, and is a function of the seed.
+    # 1. Files. Existing files are kept: each is complete (it is renamed when it is), and depends only on the seed.
     photographs = [name for folder in arguments.photographs for name in small_model_data.list_photographs(folder)]
     small_model_data.check_train_heldout_apart(
         photographs, small_model_data.list_photographs(arguments.heldout) if arguments.heldout else []
@@ -99,7 +116,7 @@ def make_data(arguments: argparse.Namespace) -> None:
         aside = arguments.output / ".stills"
         shutil.rmtree(aside, ignore_errors=True)
         stills = small_model_data.write_stills(aside, photographs, arguments.leaves, arguments.crops, arguments.seed)
-        for _ in tqdm(stills, desc="stills", unit="picture"):
+        for _ in tqdm(stills, desc="stills", unit="image"):
             pass
         aside.rename(train / "stills")
     if arguments.videos:
@@ -115,7 +132,7 @@ def make_data(arguments: argparse.Namespace) -> None:
 
 
 def pack(arguments: argparse.Namespace) -> None:
-    """Mine the training videos once more with smaller frames, and put what comes out into one file to carry."""
+    """Mine the training videos again with smaller frames, and write the pairs into one tar file."""
     videos = sorted(path for path in (arguments.output / "train").rglob("*") if path.suffix.lower() in CLIP_SUFFIXES)
     listed, packed = arguments.output / "packed.csv", arguments.output / "packed"
     lines = ["path", *(str(path.relative_to(arguments.output)) for path in videos)]
@@ -128,7 +145,8 @@ def pack(arguments: argparse.Namespace) -> None:
                 tar.add(packed / name, f"small_model_data/packed/{name}")
 
     write_aside(arguments.pack, write)
-    print(f"wrote {arguments.pack} ({arguments.pack.stat().st_size / 2**20:.0f} MiB); unpack it where the GPU is")
+    size_mib = arguments.pack.stat().st_size / 2**20
+    print(f"wrote {arguments.pack} ({size_mib:.0f} MiB); unpack it on the machine with the GPU")
 
 
 def mine(inputs: Path, output: Path, *options: str) -> None:
@@ -136,11 +154,13 @@ def mine(inputs: Path, output: Path, *options: str) -> None:
     command = ["-m", "mimicbrush", "mine", f"input={inputs}", f"output={output}", "pairs_per_clip=64", *options]
     done = subprocess.run([sys.executable, *command], check=False)
     if done.returncode:
-        raise MimicBrushError(f"mine_pairs.py ended with status {done.returncode}; the same command goes on from here")
+        raise MimicBrushError(
+            f"mimicbrush mine ended with status {done.returncode}. Run the same command again to continue"
+        )
 
 
 def keep_options(arguments: argparse.Namespace) -> None:
-    """Write down what was asked for; files of other choices would be taken for these.
+    """Record the options: files made with other options would be mistaken for files of these.
 
     Raises:
         InputError: the folder was begun with others.
@@ -150,7 +170,9 @@ def keep_options(arguments: argparse.Namespace) -> None:
     if path.is_file():
         begun = json.loads(path.read_text())
         if changed := [f"--{name} {begun.get(name)}" for name in wanted if begun.get(name) != wanted[name]]:
-            raise InputError(f"{arguments.output} was begun with {', '.join(changed)}; name another --output")
+            raise InputError(
+                f"{arguments.output} was begun with {', '.join(changed)}; use these options, or another --output"
+            )
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(path, wanted)
 

@@ -55,8 +55,8 @@ def main() -> None:
     arguments = parse_arguments()
     if not is_shipped():
         raise InputError(
-            "the demo begins with the small model that comes with the project, and this installation has none; take a "
-            "whole checkout, or train from random weights: mimicbrush train +experiment=smoke data.root=MINED"
+            "the demo starts from the small model that comes with the project, and this installation does not have it. "
+            "Use a full clone, or train from random weights: mimicbrush train +experiment=smoke data.root=MINED"
         )
     check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output):
@@ -84,12 +84,15 @@ def run_steps(arguments: argparse.Namespace, folder: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="an older one is replaced (default: demo)")
+    output_help = "folder of the demo; an older demo is replaced (default: demo)"
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help=output_help)
     parser.add_argument(
-        "--seed", type=SEED_RANGE.read, default=0, help="of clips, training and evaluation (default: 0)"
+        "--seed", type=SEED_RANGE.read, default=0, help="seed of clips, training and evaluation (default: 0)"
     )
     minutes = NumberRange(above=0, at_most=10**7)
-    parser.add_argument("--minutes", type=minutes.read, default=1.0, help="of fine-tuning, at most (default: 1)")
+    parser.add_argument(
+        "--minutes", type=minutes.read, default=1.0, metavar="N", help="fine-tune for at most N minutes (default: 1)"
+    )
     return parser.parse_args()
 
 
@@ -97,7 +100,7 @@ def fresh_folder(folder: Path) -> Path:
     """Make the demo's folder; an older one is removed, but only if it is the demo's own."""
     older = [path for path in folder.iterdir() if not path.name.startswith(LOCK_NAME)]
     if older and not (folder / MARKER).is_file():
-        raise InputError(f"{folder} was not made by this demo and will not be emptied; name another with --output")
+        raise InputError(f"{folder} was not made by this demo, so it is not emptied; choose another --output")
     for path in older:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / MARKER).write_text("Made by mimicbrush demo, which empties this folder when it runs again.\n")
@@ -191,7 +194,7 @@ def fine_tune(folder: Path, seed: int, minutes: float) -> None:
 
 
 def write_edits(folder: Path) -> Path:
-    """Write the edits: of the first held-out clips the pair that moved farthest, with a hole over what moved.
+    """Write the edits: the held-out pairs whose hole only the reference explains, each of another clip.
 
     Returns:
         The folder, with the list that mimicbrush edit --batch takes.
@@ -199,15 +202,16 @@ def write_edits(folder: Path) -> Path:
     from PIL import Image
 
     from mimicbrush.data.manifest import read_manifest
-    from mimicbrush.evaluation.heldout.showcase import find_farthest_moved
+    from mimicbrush.evaluation.heldout.showcase import find_showcase_holes
     from mimicbrush.io.images import write_image
 
-    chosen = find_farthest_moved(read_manifest(folder / "pairs" / "heldout"))
-    chosen.sort(key=lambda row: row[0].source_path)
+    chosen = find_showcase_holes(read_manifest(folder / "pairs" / "heldout"))[:EDITS]
+    if not chosen:
+        raise MimicBrushError("no pair of these clips has a part that only the reference shows; use another --seed")
     edits, lines = folder / "edits", []
     edits.mkdir()
-    for pair, hole in chosen[:EDITS]:
-        stem = Path(pair.source_path).stem
+    for number, (pair, hole) in enumerate(chosen, start=1):
+        stem = f"edit_{number}"
         images = {"source": pair.read_a(), "mask": hole.mask, "reference": pair.read_b()}
         for part, pixels in images.items():
             write_image(Image.fromarray(pixels), edits / f"{stem}_{part}.png")
@@ -244,10 +248,12 @@ def lay_out(folder: Path) -> None:
         results = [read(folder / when / edit["output"]) for when in ("before", "after")]
         found = Correspondence.load(folder / "after" / f"{Path(edit['output']).stem}_map.npz")
         rows.append(ShowcaseRow(edit["source"], source, mask, reference, [*results, source], found))
-    columns = ["source\n(hole in stripes)", "reference", "before:\nthe small model", "after:\nfine-tuned", "target"]
+    columns = ["source\n(mask in stripes)", "reference", "before:\nthe small model", "after:\nfine-tuned", "target"]
     title = (
-        "Frames of clips over photographs that neither model ever saw; a hole over what moved farthest in each clip.\n"
-        f"The small model paints a hole at {canvas_px(folder)} px, which is then enlarged.\n"
+        "Frames of clips over photographs that neither model ever saw.\n"
+        "The surroundings do not show what these masks hide. The reference does, at another place.\n"
+        "They were chosen for this, not for their results. The model works at "
+        f"{canvas_px(folder)} x {canvas_px(folder)} pixels, so its results are blurred.\n"
         f"{LEGEND}\nThe lines are those of the fine-tuned model."
     )
     write_image(Image.fromarray(make_showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")

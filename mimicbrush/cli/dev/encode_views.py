@@ -1,9 +1,12 @@
-"""Encode K fixed augmentations of every training pair once, to train from them without the frozen encoders.
+"""Encode K fixed augmentations of every training pair once.
 
-mimicbrush encode-views +experiment=NAME data.root=MINED data.fixed_views=K [OPTION=VALUE ...] --output DIR
+mimicbrush encode-views +experiment=NAME data.root=MINED \\
+    data.fixed_views=K [OPTION=VALUE ...] --output DIR
 
-Takes the options of mimicbrush train. It prints the size before it starts. After an interruption, the same command
-encodes the missing shards. Then train with the same options and data.encoded_views=DIR (docs/speed.md).
+Training from them is faster, because it does not run the frozen encoders. The
+options are those of `mimicbrush train`. The size is printed first. If the
+command is interrupted, run it again to encode the missing shards. Then train
+with the same options and data.encoded_views=DIR (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ from mimicbrush.ranges import CommandParser, one_of
 def main() -> None:
     """Encode the views, or verify those that are there."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for mimicbrush train")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="options of `mimicbrush train`")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the encoded views")
     parser.add_argument(
-        "--part", type=read_part, metavar="I/N", help="encode every N-th shard, starting with number I (0 to N-1); "
-        "default: all shards, which the processes of torchrun share",
+        "--part", type=read_part, metavar="I/N", help="encode every N-th shard, starting with shard I (0 to N-1; "
+        "default: all shards, divided among the processes of torchrun)",
     )  # fmt: skip
     parser.add_argument(
         "--precision",
         **one_of("float16", "float32"),
         default="float16",
-        help="type of the stored numbers (default: float16)",
+        help="data type of the encoded views (default: float16)",
     )
-    parser.add_argument("--size", action="store_true", help="only print how large the views will be")
-    parser.add_argument("--verify", action="store_true", help="only read every byte in DIR, and compare checksums")
+    parser.add_argument("--size", action="store_true", help="only print the size of the encoded views")
+    parser.add_argument("--verify", action="store_true", help="only read all files in DIR, and compare their checksums")
     arguments = parser.parse_intermixed_args()
     if arguments.verify:
         from mimicbrush.assembly.encoding import verify_views
 
-        print(f"all {verify_views(arguments.output)} shards in {arguments.output} are whole")
+        print(f"all {verify_views(arguments.output)} shards in {arguments.output} are intact")
         return
 
     from mimicbrush.assembly.encoding import encode_views
@@ -56,18 +59,18 @@ def main() -> None:
     )
     if is_complete:
         option = shlex.quote(f"data.encoded_views={arguments.output}")
-        print(f"{arguments.output} is complete. Train with the same options and {option}")
+        print(f"{arguments.output} is complete. To train from it, use the same options and {option}")
     elif not arguments.size:
-        print(f"{arguments.output} is not complete yet: other parts are missing")
+        print(f"{arguments.output} is not complete yet: some shards are missing")
 
 
 def read_part(text: str) -> tuple[int, int]:
     """Read which part of the shards is meant: "0/8" is the first of eight.
 
     Raises:
-        ArgumentTypeError: it is written in another way, or there is no such part.
+        ArgumentTypeError: the text has another form, or there is no such part.
     """
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"must be I/N, with I in 0..N-1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N-1, got {text!r}")
     return int(match[1]), int(match[2])

@@ -2,8 +2,8 @@
 
 mimicbrush encoders SMALL_MODEL_DATA --output DIR
 
-SMALL_MODEL_DATA is what mimicbrush data made. About ten minutes on one CPU core. Networks that are there
-already are kept.
+SMALL_MODEL_DATA is the output of `mimicbrush data`. This takes about ten
+minutes on one CPU core. Networks that already exist in DIR are kept.
 """
 
 from __future__ import annotations
@@ -33,13 +33,18 @@ RENDERED_CLIPS = 90
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="made by mimicbrush data")
-    parser.add_argument("--output", type=Path, required=True, help="folder for vae, image_encoder, depth_estimator")
-    parser.add_argument("--only", **one_of(*NETWORKS), help="only this one")
+    parser.add_argument("data", type=Path, metavar="SMALL_MODEL_DATA", help="folder made by `mimicbrush data`")
+    output_help = "folder for vae, image_encoder and depth_estimator"
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=output_help)
+    parser.add_argument("--only", **one_of(*NETWORKS), help="train only this network")
     steps = NumberRange(at_least=1, at_most=10**9, whole=True)
-    parser.add_argument("--steps", type=steps.read, default=2500, help="of each (default: 2500)")
-    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="of weights and samples (default: 0)")
-    parser.add_argument("--threads", type=WORKERS_RANGE.read, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument(
+        "--steps", type=steps.read, default=2500, metavar="N", help="training steps of each network (default: 2500)"
+    )
+    parser.add_argument("--seed", type=SEED_RANGE.read, default=0, help="seed of weights and samples (default: 0)")
+    parser.add_argument(
+        "--threads", type=WORKERS_RANGE.read, default=1, metavar="N", help="threads of PyTorch (default: 1)"
+    )
     return parser.parse_args()
 
 
@@ -48,7 +53,7 @@ def main() -> None:
     arguments = parse_arguments()
     check_output_folder(arguments.output, "--output")
     if not (arguments.data / "pairs" / "train").is_dir():
-        raise InputError(f"{arguments.data} has no pairs/train; mimicbrush data makes such a folder")
+        raise InputError(f"{arguments.data} has no pairs/train; make the folder with `mimicbrush data`")
 
     with hold_folder(arguments.output):
         train_encoders(arguments)
@@ -73,7 +78,7 @@ def train_encoders(arguments: argparse.Namespace) -> None:
         if arguments.only not in (None, name):
             continue
         if folder.exists():
-            print(f"{folder} is there already and is kept")
+            print(f"{folder} already exists and is kept")
             continue
         seed = 3 * arguments.seed + number
         network: Any
@@ -85,7 +90,7 @@ def train_encoders(arguments: argparse.Namespace) -> None:
             network = small_encoders.train_depth_estimator(depths(seed, 16), schedule, seed)
         lost |= write_or_keep(folder, partial(_save, network)) != folder
     if lost:
-        raise OutputError("not every network could be written where it was wanted, see above")
+        raise OutputError("some networks were saved to other folders (see above)")
 
 
 def _save(network: Any, folder: Path) -> None:

@@ -1,9 +1,15 @@
-"""Fetch clips whose licence allows it, and mine them: mimicbrush fetch-clips --output CLIPS [--pairs PAIRS].
+"""Download video clips whose licence allows training, and mine them.
 
-Reads a list of clips with addresses, licences, makers and SHA-256 hashes. Without LIST, it is the one that comes with
-the project (free_clips.csv). Every clip is checked against its hash. A clip whose hash nobody has stated keeps the hash
-of the first fetch. What is there is not fetched again, and a fetch that was stopped goes on. CLIPS/clips.csv is a list
-that mimicbrush mine reads, and CLIPS/ATTRIBUTION.md names the makers: keep it with the clips.
+mimicbrush fetch-clips --output CLIPS
+mimicbrush fetch-clips --output CLIPS --pairs PAIRS
+
+Reads a list of clips with addresses, licences, authors and SHA-256 hashes; the
+default list comes with the project. Every clip is checked against its hash. If
+the list has no hash for a clip, the hash of its first download is recorded.
+Existing clips are not downloaded again, and an interrupted download continues.
+
+CLIPS/clips.csv is a list for `mimicbrush mine`. CLIPS/ATTRIBUTION.md names the
+authors: keep it with the clips.
 """
 
 from __future__ import annotations
@@ -22,15 +28,22 @@ FREE_CLIPS = DATA_MANIFESTS / "free_clips.csv"
 
 
 def main() -> None:
-    """Fetch clips, say what was fetched and what was not, and mine them if that is wanted."""
+    """Download clips, print the result, and mine them if --pairs is given."""
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    add("clips", type=Path, nargs="?", default=FREE_CLIPS, metavar="LIST", help=f"default: {FREE_CLIPS.name}")
-    add("-o", "--output", type=Path, required=True, metavar="CLIPS", help="folder for the clips; made if needed")
+    add(
+        "clips",
+        type=Path,
+        nargs="?",
+        default=FREE_CLIPS,
+        metavar="LIST",
+        help=f"CSV list of clips (default: {FREE_CLIPS.name})",
+    )
+    add("-o", "--output", type=Path, required=True, metavar="CLIPS", help="folder for the clips")
     max_gib = NumberRange(above=0, at_most=1024)
-    add("--max-gib", type=max_gib.read, default=4, help="a larger clip is not fetched (default: 4)")
-    add("--pairs", type=Path, metavar="PAIRS", help="mine the clips into this folder, with the default options")
-    add("--no-progress", action="store_true", help="no progress bar")
+    add("--max-gib", type=max_gib.read, default=4, metavar="G", help="skip clips of more than G GiB (default: 4)")
+    add("--pairs", type=Path, metavar="PAIRS", help="also mine the clips into this folder, with the default options")
+    add("--no-progress", action="store_true", help="show no progress bar")
     arguments = parser.parse_args()
 
     from mimicbrush.mining.clips.clip_list import CREDITS_NAME, LIST_NAME, read_clip_list
@@ -44,19 +57,19 @@ def main() -> None:
             clips, arguments.output, max_bytes=int(arguments.max_gib * 2**30), progress=not arguments.no_progress
         )
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped. Run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     size = sum((arguments.output / clip.path).stat().st_size for clip in fetched.clips)
-    here = f"{len(fetched.clips)} of {len(clips)} clips are here ({in_bytes(size)})"
-    print(f"{here}; {fetched.num_fetched} were fetched now")
+    here = f"{len(fetched.clips)} of {len(clips)} clips are in {arguments.output} ({in_bytes(size)})"
+    print(f"{here}; {fetched.num_fetched} were downloaded now")
     for clip in fetched.pinned:
-        print(f"note: nobody has stated the hash of {clip.path}. From now on it must be {clip.sha256}")
+        print(f"note: the list has no hash for {clip.path}. From now on, its hash must be {clip.sha256}")
     for clip, reason in fetched.failures:
         print(f"failed: {clip.path}: {reason}", file=sys.stderr)
     if not fetched.clips:
-        raise MimicBrushError("no clip could be fetched")
+        raise MimicBrushError("no clip could be downloaded")
     listed = arguments.output / LIST_NAME
-    print(f"{arguments.output / CREDITS_NAME} names who made them and under which licence: keep it with the clips")
+    print(f"{arguments.output / CREDITS_NAME} lists their authors and licences: keep it with the clips")
     if arguments.pairs is None:
         print(f"next: mimicbrush mine {shlex.quote(f'input={listed}')} output=PAIRS")
     else:

@@ -1,7 +1,10 @@
-"""Print the results of a sweep so far: mimicbrush sweep-table runs/sweep
+"""Print the results of a sweep of training runs.
 
-Prints the table that a sweep ends with, and writes it into the folder as table.md and table.json. It also has the
-figures so far of jobs that are running or were stopped.
+mimicbrush sweep-table runs/sweep
+
+Prints the same table as at the end of the sweep, and writes it into the folder
+as table.md and table.json. Jobs that are still running or were stopped are
+included with their latest figures.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from mimicbrush.ranges import CommandParser
 def main() -> None:
     """Print the table of a sweep, and write it into the sweep's folder."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep (its hydra.sweep.dir)")
     folder = parser.parse_args().folder
-    if folder.is_dir():  # it says itself what else this is
+    if folder.is_dir():  # otherwise, `print_table` reports what is wrong
         check_output_folder(folder)
     print_table(folder)

@@ -1,4 +1,4 @@
-"""Networks that measure likeness, by folder or by a name that is in the local cache; nothing is fetched."""
+"""Networks that measure similarity, from a folder or the local cache; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Backbones:
 
 
 def load_backbones(options: BackboneOptions) -> Backbones:
-    """Load the networks that are named, and the one that an installed package holds.
+    """Load the networks that are named, and the one that comes in an installed package.
 
     Raises:
         InputError: one that is named cannot be loaded, or is another kind of network.
@@ -126,7 +126,9 @@ def load_backbones(options: BackboneOptions) -> Backbones:
     clip = _load(options.clip, "clip", _load_clip)
     lpips = _load(options.lpips, "lpips", _load_lpips)
     of = {"dino_i": "dino", "dinov2_i": "dinov2", "clip_i": "clip", "clip_t": "clip", "lpips": "lpips"}
-    absent = {metric: f"{name}= names no weights" for metric, name in of.items() if getattr(options, name) is None}
+    absent = {
+        metric: f"{name} is null: no weights are given" for metric, name in of.items() if getattr(options, name) is None
+    }
     named = {name: getattr(options, name) for name in ("dino", "dinov2", "clip", "lpips")}
     about = {name: _describe(value) for name, value in named.items() if value is not None}
     efficientnet, weights = None, find_efficientnet_weights()
@@ -147,8 +149,8 @@ def _load(given: str | None, option: str, load: Callable[[str], Loaded]) -> Load
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
-            f"{option}={given} cannot be loaded: {error}\n  Name a folder with its config.json and weights in "
-            "safetensors, or a hub id that is in the local cache; null leaves its metrics out (n/a)"
+            f"{option}={given} cannot be loaded: {error}\n  Give a folder with its config.json and weights in "
+            "safetensors, or a hub id that is in the local cache. With null its metrics are not measured (n/a)"
         ) from error
 
 
@@ -177,12 +179,12 @@ def _load_clip(given: str) -> ClipSimilarity:
 
 
 def _check_complete(option: str, given: str, info: Any) -> None:
-    """Refuse missing weights: the libraries would fill in random numbers, and only warn."""
+    """Refuse missing weights, because the libraries would use random numbers and only warn."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
-            f"{option}={given} lacks {len(missing)} weights that such a network has, {missing[0]} among them: it is "
-            "another kind of network, or not whole"
+            f"{option}={given} lacks {len(missing)} expected weights, such as {missing[0]}: it is another kind of "
+            "network, or incomplete"
         )
 
 
@@ -196,7 +198,9 @@ def _load_lpips(given: str) -> Lpips:
 
     path = Path(given)
     if not path.is_file():
-        raise InputError(f"lpips={given}: no such file; it takes torchvision's AlexNet (alexnet-owt-*.pth)")
+        raise InputError(
+            f"lpips={given}: no such file; expected the weights of torchvision's AlexNet (alexnet-owt-*.pth)"
+        )
     net = _LPIPS(net="alex", pnet_rand=True)
     weights = read_state_dict([path])
     for number in range(1, net.net.N_slices + 1):
@@ -204,7 +208,9 @@ def _load_lpips(given: str) -> Lpips:
             for kind, parameter in layer.named_parameters():
                 key = f"features.{name}.{kind}"
                 if key not in weights or weights[key].shape != parameter.shape:
-                    raise InputError(f"lpips={given} has no {key} of shape {tuple(parameter.shape)}: it is no AlexNet")
+                    raise InputError(
+                        f"lpips={given} has no {key} of shape {tuple(parameter.shape)}: it is not an AlexNet"
+                    )
                 parameter.data.copy_(weights[key])
     return Lpips(net)
 
@@ -223,7 +229,7 @@ def _prepare_pixels(
 
 
 def _describe(named: str) -> str:
-    """Describe what was named; of files also their hashes."""
+    """Describe a folder or file, with the hashes of its weights."""
     path = Path(named)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
     digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]

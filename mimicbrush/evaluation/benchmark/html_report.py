@@ -1,4 +1,4 @@
-"""One page to read a benchmark by: tables, images side by side with the worst first, maps, faults, metric card."""
+"""The HTML report of a benchmark: tables, images side by side (worst first), maps, faults and the metric card."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_benchmark_report(
     card: dict[str, Any],
     shown_cases: int,
 ) -> None:
-    """Write report.html, which holds its images and needs nothing else."""
+    """Write report.html, a single file that contains its images."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     images = _Images()
@@ -79,7 +79,7 @@ def write_benchmark_report(
 
 
 def _sort_worst_first(runs: Sequence[EditorRun], track: str) -> list[Case]:
-    """Sort the cases of a track: those that the first editor failed at, then by its first metric."""
+    """Sort the cases of a track: failures of the first editor come first, then its lowest scores."""
 
     def key(scores: CaseScores) -> tuple[float, str]:
         found = select_numbers(scores.scores.get("pasted", {}))
@@ -117,8 +117,14 @@ def _show_case(case: Case, runs: Sequence[EditorRun], images: _Images) -> dict[s
         if found is not None:
             places, came = tint_correspondence(source, mask, reference, found, _HEIGHT_PX)
             maps += [
-                {"title": f"{run.name}: places of the reference", "image": images.add(np.asarray(places))},
-                {"title": f"{run.name}: where the hole came from", "image": images.add(np.asarray(came))},
+                {
+                    "title": f"{run.name}: reference, with a colour for each place",
+                    "image": images.add(np.asarray(places)),
+                },
+                {
+                    "title": f"{run.name}: source, in the colours of the reference places that the hole came from",
+                    "image": images.add(np.asarray(came)),
+                },
             ]
     return {"number": case.number, "cells": cells, "maps": maps}
 

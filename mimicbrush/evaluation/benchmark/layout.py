@@ -125,20 +125,22 @@ def read_benchmark(root: Path) -> Benchmark:
                 )
             )
     if not cases and not faults:
-        raise InputError(f"{root}: no benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
+        raise InputError(f"{root} is not a benchmark; expected cases in {', '.join(t.folder for t in TRACKS.values())}")
     return Benchmark(root, cases, faults, _read_json(root / ABOUT_NAME))
 
 
 def _check_mask(path: Path, image: Image.Image, name: str) -> None:
     mask = read_image(path, "L")
     if mask.size != image.size:
-        raise InputError(f"{path}: {mask.size} px, its {name} {image.size} px")
+        raise InputError(
+            f"{path} is {mask.width} x {mask.height} px, but its {name} is {image.width} x {image.height} px"
+        )
     if not (np.asarray(mask) > MASK_THRESHOLD).any():
-        raise InputError(f"{path}: the mask is empty (nothing in it is above {MASK_THRESHOLD} of 255)")
+        raise InputError(f"{path}: the mask is empty (no pixel is above {MASK_THRESHOLD} of 255)")
 
 
 def _list_numbers(folder: Path) -> list[str]:
-    """List the numbers of all cases of which there is any file: one whose mask is missing is a case, too."""
+    """List the numbers of all cases that have any file; a case with a missing mask counts, too."""
     parts = ("_source.png", "_source_mask.png", "_reference.png")
     return sorted({path.name.removesuffix(part) for part in parts for path in folder.glob(f"*{part}")})
 
@@ -151,12 +153,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); build the benchmark again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
 class BenchmarkWriter:
-    """A writer that puts a benchmark aside; `finish` gives it its name and replaces an older one.
+    """A writer of a benchmark in a temporary folder; `finish` moves it into place and replaces an older one.
 
     Args:
         root: the folder to be made.
@@ -202,7 +204,10 @@ class BenchmarkWriter:
         """
         for image, its_mask, name in ((source, mask, "source"), (reference, reference_mask, "reference")):
             if its_mask is not None and its_mask.size != image.size:
-                raise InputError(f"the mask of the {name} is {its_mask.size} px, the image {image.size} px")
+                raise InputError(
+                    f"the mask of the {name} is {its_mask.width} x {its_mask.height} px, "
+                    f"but the image is {image.width} x {image.height} px"
+                )
             if its_mask is not None and not (np.asarray(its_mask.convert("L")) > MASK_THRESHOLD).any():
                 raise InputError(f"the mask of the {name} is empty")
         number = f"{len(self._facts[track]) + 1:03d}"

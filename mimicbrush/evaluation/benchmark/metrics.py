@@ -31,24 +31,26 @@ METRICS = {
 WITH_TRUTH = ("ssim", "psnr", "lpips", "efficientnet_lite0")
 
 METRIC_DEFINITIONS = {
-    "crop": "SSIM, PSNR, LPIPS, EffNet-Lite0: result and ground truth cropped to the box of the source mask, "
-    "background kept; tracks with a ground truth (inner-ID) only",
+    "crop": "SSIM, PSNR, LPIPS and EffNet-Lite0 compare result and ground truth, cropped to the box of the source mask "
+    "with the background; only for tracks with a ground truth (inner-ID)",
     "ssim": "scikit-image structural_similarity of 8-bit luma of the crop, Gaussian weights sigma 1.5, population "
-    "covariance, data range 255; n/a below 11 px a side",
+    "covariance, data range 255; n/a if a side is below 11 px",
     "psnr": f"dB over all pixels of the crop, 8-bit RGB, capped at {PSNR_CAP_DB:g} dB (equal images)",
-    "lpips": "torchmetrics LPIPS (AlexNet) of the crop; n/a below 32 px a side",
-    "efficientnet_lite0": "not LPIPS, but in its manner: the crop, reduced to a longer side of 224 px or less, through "
-    "EfficientNet-Lite0 (ImageNet); activations at strides 2, 4, 8, 16 and 32 of unit length over channels, squared "
-    "differences, mean over places and depths; nothing learnt from people; 0 (equal) to 2, lower is better; n/a below "
-    "32 px a side",
+    "lpips": "torchmetrics LPIPS (AlexNet) of the crop; n/a if a side is below 32 px",
+    "efficientnet_lite0": "a distance similar to LPIPS: the crop, reduced to a longer side of at most 224 px, goes "
+    "through EfficientNet-Lite0 (ImageNet); the activations at strides 2, 4, 8, 16 and 32 are normalised to unit "
+    "length over channels; the distance is the mean of their squared differences over places and depths; nothing is "
+    "fitted to human ratings; 0 (equal) to 2, lower is better; n/a if a side is below 32 px",
     "dino_i": "cosine similarity x 100 of DINO ViT-S/16 class tokens of the two subjects",
-    "dinov2_i": "the same of DINOv2 class tokens: the paper says DINO and cites DINOv2, so both are here",
+    "dinov2_i": "the same with DINOv2 class tokens: the paper says DINO but cites DINOv2, so both are measured",
     "clip_i": "cosine similarity x 100 of CLIP image embeddings of the two subjects",
     "clip_t": "cosine similarity x 100 of CLIP embeddings of the whole result and the prompt",
-    "subjects": "background white outside the mask (the reference's in the reference, the source's in the result), "
-    "cropped to the mask's box, padded with white to a square; inter-ID tracks only",
-    "pasted": "the result blended into the source by the mask blurred ten times with a 3 x 3 Gaussian (released code)",
-    "painted": "the editor's own output, nothing pasted back",
+    "subjects": "a subject is the image inside its mask (the reference by its own mask, the result by the source "
+    "mask), white outside, cropped to the box of the mask and padded with white to a square; only for inter-ID "
+    "tracks",
+    "pasted": "the result blended into the source with the mask, which is blurred ten times with a 3 x 3 Gaussian "
+    "(released code)",
+    "painted": "the raw output of the editor, not pasted back into the source",
 }
 
 
@@ -91,7 +93,7 @@ def score_case(pixels: CasePixels, backbones: Backbones) -> dict[str, float | st
     if backbones.clip is None:
         scores["clip_t"] = backbones.absent["clip_t"]
     elif pixels.prompt is None:
-        scores["clip_t"] = "there is no prompt"
+        scores["clip_t"] = "the case has no prompt"
     else:
         scores["clip_t"] = 100 * backbones.clip.compare_with_text(pixels.result, pixels.prompt)
     return scores

@@ -40,8 +40,8 @@ class BenchmarkOptions:
 
     editors: tuple[str, ...]
     seed: int = number(1, SEED_RANGE)
-    num_inference_steps: int | None = number(None, STEPS_RANGE, null="each editor's own")
-    guidance_scale: float | None = number(None, GUIDANCE_RANGE, null="each editor's own")
+    num_inference_steps: int | None = number(None, STEPS_RANGE, null="the default of each editor")
+    guidance_scale: float | None = number(None, GUIDANCE_RANGE, null="the default of each editor")
     device: str = word("auto", ("auto", "cpu", "cuda"))
     shown_cases: int = number(12, at_least=0)
     backbones: BackboneOptions = field(default_factory=BackboneOptions)
@@ -53,7 +53,7 @@ class BenchmarkOptions:
             InputError: names what was given and what is possible.
         """
         if not self.editors:
-            raise InputError("editor= names none; give one, or several as editor=[a,b]")
+            raise InputError("editor= is empty; name one editor, or several as editor=[a,b]")
         twice = sorted({name for name in self.editors if self.editors.count(name) > 1})
         if twice:
             raise InputError(f"editor= names {', '.join(twice)} more than once")

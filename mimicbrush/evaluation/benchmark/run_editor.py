@@ -54,7 +54,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class EditorRun:
-    """The outcomes of one editor on all cases, whatever they are."""
+    """The outcomes of one editor on all cases."""
 
     name: str
     folder: Path
@@ -67,7 +67,7 @@ class EditorRun:
 
 
 def name_folder(editor: str) -> str:
-    """Name the folder of an editor's results: its name, without what a folder's name cannot hold."""
+    """Name the folder of an editor's results: its name, without characters that folder names cannot have."""
     return re.sub(r"[^\w.=+-]+", "_", editor).strip("_.") or "_"
 
 
@@ -81,7 +81,7 @@ def check_result_folders(editors: Sequence[str]) -> None:
     for editor in editors:
         other = folders.setdefault(name_folder(editor).casefold(), editor)
         if other != editor:
-            raise InputError(f"the results of {other} and {editor} would come into one folder; rename one of them")
+            raise InputError(f"{other} and {editor} would write to the same results folder; rename one of them")
 
 
 def run_editor(editor: Editor, benchmark: Benchmark, output: Path, backbones: Backbones, seed: int) -> EditorRun:

@@ -1,4 +1,4 @@
-"""Tables: means of scores with intervals, and our methods beside the paper's."""
+"""Tables: means of scores with intervals, with the rows of the paper below ours."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, boot
 #: Task -> its tracks: with a ground truth, and without.
 TASKS = {"part composition": ("part_inner", "part_inter"), "texture transfer": ("texture_inner", "texture_inter")}
 TASK_TITLES = {
-    "pasted": "pasted back into the source, as people get it",
-    "painted": "as painted, nothing pasted back",
+    "pasted": "pasted back into the source, as users get it",
+    "painted": "raw output, not pasted back",
 }
 DIFFERENCE_HEADS = ["method", "track", "metric", "difference", "cases"]
 PAPER_CAUTION = (
-    "The paper's benchmark was never published: its rows are of other images and of weights trained at full scale, "
-    "so only the order of rows can be compared, not values."
+    "The paper's benchmark was never published. Its rows were measured on other images, with weights trained at full "
+    "scale, so you can compare the order of the rows, but not the values."
 )
 
 
@@ -125,7 +125,7 @@ def tabulate_differences(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 value = f"{each['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
                 rows.append((each["editor"], [TRACKS[each["track"]].title, heading, value, str(each["n"])]))
         if rows:
-            tables.append({"title": f"Difference to {found[0]['beside']}, case by case, {title}", "rows": rows})
+            tables.append({"title": f"Difference to {found[0]['beside']} case by case: {title}", "rows": rows})
     return tables
 
 
@@ -190,8 +190,8 @@ def list_cautions(summary: dict[str, Any]) -> list[str]:
         ]
         if groups and min(groups) < MIN_SOURCES:
             found.append(
-                f"{track}: intervals over {min(groups)} subjects or videos are too narrow; {MIN_SOURCES} or more are "
-                "needed to tell much."
+                f"{track}: intervals over only {min(groups)} subjects or videos are too narrow; use {MIN_SOURCES} or "
+                "more."
             )
     return found
 
@@ -233,7 +233,7 @@ def _format_task(summary: dict[str, Any], task: str, variant: str) -> list[str]:
 
 
 def list_troubles(benchmark: Benchmark, runs: Sequence[EditorRun]) -> list[str]:
-    """List everything that should have a number and has none, a line each."""
+    """List everything that should have a number but has none, one per line."""
     lines = [f"not usable: {fault.path.name}: {fault.reason}" for fault in benchmark.faults]
     for run in runs:
         lines += [

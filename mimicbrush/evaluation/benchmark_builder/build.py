@@ -109,7 +109,7 @@ def build_benchmark(output: Path, options: BuildOptions) -> BuildResult:
     check_images([(key, material.read) for key, material in chosen.items()], origins)
     faults, notes = list(gathered.faults), list(gathered.notes)
     unused = masks.list_unused(gathered.materials.values())
-    notes += [f"--masks: {name} belongs to no image that was given" for name in unused]
+    notes += [f"--masks: no image belongs to {name}" for name in unused]
 
     writer = BenchmarkWriter(output)
     cases: Counter[TrackName] = Counter()
@@ -143,11 +143,13 @@ def _check_apart(output: Path, options: BuildOptions) -> None:
     inputs = [options.dreambooth, options.images, options.masks, options.manifest, *options.pairs, *options.against]
     for folder in filter(None, inputs):
         if folder.resolve().is_relative_to(output.resolve()):
-            raise InputError(f"--output {output} would replace {folder}, which is read; name another folder")
+            raise InputError(f"--output {output} would replace the input {folder}; name another folder")
     if options.to_paint and options.to_paint.resolve().is_relative_to(output.resolve()):
-        raise InputError(f"--to-paint {options.to_paint} lies in --output, which is replaced; name another folder")
+        raise InputError(f"--to-paint {options.to_paint} is inside --output, which is replaced; name another folder")
     if output.exists() and not (output / ABOUT_NAME).is_file() and (output.is_file() or any(output.iterdir())):
-        raise InputError(f"--output {output} holds something else, and would be replaced; name another")
+        raise InputError(
+            f"--output {output} is not empty and not a benchmark, so it is not replaced; name another folder"
+        )
 
 
 def _gather(options: BuildOptions, masks: MaskFolder, origins: Sequence[TrainingOrigins]) -> _Gathered:
@@ -186,7 +188,7 @@ def _add_material(materials: dict[str, Material], material: Material) -> None:
     other = materials.get(material.key)
     if other is not None and other.path.resolve() != material.path.resolve():
         raise InputError(
-            f"{other.path} and {material.path} are both called {material.key}; build from one of them, or rename one"
+            f"{other.path} and {material.path} have the same name {material.key}; build from one of them, or rename one"
         )
     regions = {**material.regions, **(other.regions if other else {})}
     # A box around matches belongs to one pair: it means nothing with another image.
@@ -259,7 +261,7 @@ def _describe_build(
 ) -> dict[str, Any]:
     return {
         "made_by": "mimicbrush benchmark",
-        "differs_from_the_paper": "its benchmark was not published: these are other images, pairs and masks",
+        "differs_from_the_paper": "the paper's benchmark was not published; this one has other images, pairs and masks",
         "seed": options.seed,
         "long_side_px": options.long_side_px,
         "sources": gathered.about,
@@ -284,6 +286,6 @@ def _explain_no_cases(faults: Sequence[BenchmarkFault], notes: Sequence[str]) ->
     reasons = [f"{fault.path}: {fault.reason}" for fault in faults[:5]] + list(notes[:3])
     why = "; ".join(reasons) if reasons else "no two images of one subject or class have the masks that a case needs"
     return (
-        f"no case came of what was given ({why}); mend that, or paint masks (--to-paint DIR, mimicbrush paint, "
+        f"no benchmark case could be made ({why}); fix this, or paint masks (--to-paint DIR, mimicbrush paint, "
         "--masks DIR)"
     )

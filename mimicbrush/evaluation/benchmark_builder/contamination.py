@@ -1,4 +1,4 @@
-"""Checks that a benchmark holds nothing that a model was trained on."""
+"""Checks that a benchmark contains nothing that a model was trained on."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_training_origins(folder: Path) -> TrainingOrigins:
     if not (folder / "manifest").is_dir():
         raise InputError(
             f"--against {folder}: expected a pipeline folder with a {TRAINING_DATA_FILE}, or a folder of mined pairs "
-            "(with manifest/); what was trained on cannot be told from this"
+            "(with manifest/); this folder does not say what was trained on"
         )
     rows = read_rows(folder, ["source_hash", "source_path", "status"]).to_pylist()
     names = {row["source_hash"][:HASH_DIGITS]: row["source_path"] for row in rows if row["status"] == "pair"}
@@ -107,7 +107,7 @@ def check_hashes(materials: Iterable[tuple[str, str]], origins: Sequence[Trainin
         for origin in origins
         if digest[:HASH_DIGITS] in origin.names
     ]
-    _refuse(list(dict.fromkeys(leaks)), "was trained on")
+    _refuse(list(dict.fromkeys(leaks)), "were trained on")
 
 
 def check_images(images: Sequence[tuple[str, Callable[[], Image.Image]]], origins: Sequence[TrainingOrigins]) -> None:
@@ -146,7 +146,7 @@ def check_images(images: Sequence[tuple[str, Callable[[], Image.Image]]], origin
                 ]
         leaks += _find_shared_pieces(images, reduced, origin)
         _log.info("looked at the images of %d pairs of %s", len(origin.pairs), origin.folder)
-    _refuse(list(dict.fromkeys(leaks)), "is seen in the training set")
+    _refuse(list(dict.fromkeys(leaks)), "appear in the training set")
 
 
 def _find_shared_pieces(
@@ -182,6 +182,7 @@ def _refuse(leaks: Sequence[str], what: str) -> None:
         return
     more = f", and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
     raise DataError(
-        f"what the benchmark would hold {what}: {'; '.join(leaks[:_NAMED])}{more}. Leave it out of one of the two; of "
-        "a folder that is only partly trained on, name the pipeline instead (--against PIPELINE)"
+        f"images of the benchmark {what}: {'; '.join(leaks[:_NAMED])}{more}. Remove them from the benchmark or from "
+        "the training data. If only a part of a folder was trained on, name the pipeline instead (--against "
+        "PIPELINE)"
     )

@@ -133,7 +133,7 @@ def read_dreambooth_pairs(
 def _read_box(values: Sequence[float]) -> RatioBox:
     left, top, right, bottom = map(float, values)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ValueError(f"{values} is no box of ratios left < right, top < bottom within 0..1")
+        raise ValueError(f"{values} is not a valid box; expected left < right and top < bottom, as ratios in 0..1")
     return left, top, right, bottom
 
 
@@ -146,7 +146,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: no JSON object ({error})") from error
+            raise InputError(f"{path}, line {number}: not a valid JSON object ({error})") from error
 
 
 # ---- any folder of folders
@@ -179,7 +179,7 @@ def read_folder_materials(folder: Path, masks: MaskFolder) -> tuple[list[Materia
             key = f"{subject.name}/{path.stem}"
             found.append(masks.add_to(_make_material(path, key, subject.name, classes.get(subject.name, ""), rights)))
     if not found and not faults:
-        raise InputError(f"--pictures {folder}: expected a folder per subject with images, such as dog/00.jpg")
+        raise InputError(f"--pictures {folder}: expected one folder with images per subject, such as dog/00.jpg")
     return found, faults
 
 
@@ -238,7 +238,7 @@ def choose_folder_pairs(
             reference = reference.with_region("part", Region(BOX_OF_MATCHES, box=boxes[1]))
         elif "part" not in source.regions:
             faults[source.key] = BenchmarkFault(
-                source.path, f"no box with {MIN_PART_MATCHES} SIFT matches to another image"
+                source.path, f"no box has {MIN_PART_MATCHES} SIFT matches to another image"
             )
         if source.regions:
             found[source.key] = InnerPair(source, reference)
@@ -281,14 +281,14 @@ def read_mined_pairs(
         keys = np.array([digest[:HASH_DIGITS] for digest in videos.column("source_hash")], dtype=object)
         trained = set().union(*(each.names for each in origins))
         chosen = videos.where(np.array([key not in trained for key in keys], bool))
-        note = f"{folder.name}: only videos that none of what --against names was trained on"
+        note = f"{folder.name}: uses only videos that are not in the training data of --against"
     else:
         chosen = split_pairs(videos, "heldout")
-        note = f"{folder.name}: nothing was named with --against, so only what our trainer would hold out is used"
+        note = f"{folder.name}: --against is not given, so only the videos that training would hold out are used"
     if not len(chosen):
         raise DataError(
-            f"--pairs {folder}: of {len(videos)} pairs from videos none is of a video that was not trained on; "
-            "mine other videos, or name the pipeline that the benchmark is for (--against PIPELINE)"
+            f"--pairs {folder}: all {len(videos)} pairs from videos may have been trained on; mine other videos, or "
+            "name the pipeline that the benchmark is for (--against PIPELINE)"
         )
     rights = _read_rights(folder)
     pairs, faults = [], []

@@ -37,8 +37,8 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
     lines = [
         "# Licences of the images",
         "",
-        "Every image with whom it is by, its licence and where it is from, as far as its source says. Changes:",
-        "stored as PNG, and reduced where it was larger than `long_side_px` in benchmark.json.",
+        "The author, licence and origin of every image, as far as its source states them. Changes: images are",
+        "stored as PNG, and reduced if they were larger than `long_side_px` in benchmark.json.",
         "",
         "| file | image | credit | licence | address |",
         "|---|---|---|---|---|",
@@ -58,12 +58,12 @@ def write_licences(folder: Path, files: Sequence[tuple[str, Material]]) -> list[
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if texts:
-        lines += ["", "Licence texts that came with them:", ""]
+        lines += ["", "Licence texts that came with the images:", ""]
         lines += [f"* [{name}]({TEXTS_FOLDER}/{name})" for name in sorted(texts.values())]
     (folder / LICENCES_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    return [f"{unknown} of {len(files)} images come without a word on their licence"] if unknown else []
+    return [f"{unknown} of {len(files)} images come without a licence"] if unknown else []
 
 
 def _format_cell(text: str) -> str:
-    """Make one cell of a table from a text of outside."""
+    """Make a table cell from an untrusted text."""
     return re.sub(r"\s+", " ", text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").strip()

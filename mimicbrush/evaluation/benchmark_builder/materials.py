@@ -60,11 +60,14 @@ class Region:
             image = read_image(self.path, "L")
             if image.size != size:
                 raise InputError(
-                    f"{self.path}: the mask is {image.width} x {image.height} px, its image {width} x {height} px"
+                    f"{self.path}: the mask is {image.width} x {image.height} px, but its image is {width} x "
+                    f"{height} px"
                 )
             mask = (np.asarray(image) > MASK_THRESHOLD).astype(np.uint8) * 255
         if not mask.any() or mask.all():
-            raise InputError(f"{what}: {'all' if mask.any() else 'none'} of the image is masked; mask a part of it")
+            raise InputError(
+                f"{what}: the mask covers {'all' if mask.any() else 'nothing'} of the image; mask a part of the image"
+            )
         return Image.fromarray(mask)
 
 

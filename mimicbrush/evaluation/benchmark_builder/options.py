@@ -51,9 +51,9 @@ class BuildOptions:
             InputError: nothing to build from, or numbers that mean nothing.
         """
         if not (self.dreambooth or self.images or self.pairs):
-            raise InputError("nothing to build from; name at least one of --dreambooth, --pictures and --pairs")
+            raise InputError("no input was given; name at least one of --dreambooth, --pictures and --pairs")
         if self.dreambooth and not self.manifest:
-            raise InputError("--dreambooth needs --manifest, the list of its pairs")
+            raise InputError("--dreambooth also needs --manifest, the list of its pairs")
         check_options(self)
 
     def limit(self, track: TrackName) -> int:

@@ -58,7 +58,7 @@ def blur_fill(source: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     is_kept = (mask == 0).astype(np.float32)
     if not is_kept.any():
-        raise InputError("the mask is full: there is nothing around the hole to blur")
+        raise InputError("the mask is full, so there is nothing around the hole to blur")
     x0, y0, x1, y1 = mask_box(mask)
     sigma_px = max(1.0, BLUR_RATIO * max(x1 - x0, y1 - y0))
 
@@ -214,7 +214,7 @@ class FillEditor:
         """Edit one benchmark case, see `Editor`."""
         mask = (np.asarray(inputs.mask) > MASK_THRESHOLD).astype(np.uint8)
         if not mask.any():
-            raise InputError("the mask is empty: there is nothing to repaint")
+            raise InputError("the mask is empty, so there is nothing to repaint")
         source, reference = np.asarray(inputs.source), np.asarray(inputs.reference)
         return CaseResult(Image.fromarray(self._fill(FillInputs(source, mask, np.ones_like(mask), reference, None))))
 
@@ -303,7 +303,7 @@ class SourceEditor(CaseOnlyEditor):
         """Return the source, see `Editor`; on an inner-ID track it would be the truth."""
         if case.track.has_truth:
             raise NotApplicableError(
-                f"source: on the track {case.track.title} the untouched source is the ground truth; that is oracle"
+                f"source: on the track {case.track.title} the unedited source is the ground truth; use oracle instead"
             )
         return CaseResult(inputs.source.copy())
 
@@ -326,7 +326,8 @@ class ResultsEditor(CaseOnlyEditor):
         self._flat_track: TrackName | None = None
         if self._is_flat and not any(folder.glob("*_result.png")):
             raise InputError(
-                f"{folder} holds neither NNN_result.png nor any of {', '.join(t.folder for t in TRACKS.values())}"
+                f"{folder} contains neither NNN_result.png nor any of the folders "
+                f"{', '.join(t.folder for t in TRACKS.values())}"
             )
 
     def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
@@ -340,15 +341,15 @@ class ResultsEditor(CaseOnlyEditor):
             self._flat_track = self._flat_track or case.track.name
             if self._flat_track != case.track.name:
                 raise InputError(
-                    f"{self.folder} is flat, and its results were taken for {self._flat_track}; those of "
-                    f"{case.track.name} must lie in {case.track.folder}"
+                    f"{self.folder} has no subfolders, so its results count for {self._flat_track} only; put the "
+                    f"results of {case.track.name} into {case.track.folder}"
                 )
             path = self.folder / case.result_path.name
         image = read_image(path, "RGB")
         if image.size != inputs.source.size:
             raise InputError(
-                f"{path} is {image.width} x {image.height} px, its source {inputs.source.width} x "
-                f"{inputs.source.height} px; a result must have its source's size"
+                f"{path} is {image.width} x {image.height} px, but its source is {inputs.source.width} x "
+                f"{inputs.source.height} px; a result must have the size of its source"
             )
         return CaseResult(image)
 

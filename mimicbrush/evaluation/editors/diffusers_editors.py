@@ -74,7 +74,7 @@ class DiffusersEditor(CaseOnlyEditor):
         source = letterbox(np.asarray(inputs.source), self.size_px, IMAGE_FILL)
         mask = letterbox_mask(np.asarray(inputs.mask), self.size_px)
         if not mask.any():
-            raise InputError(f"the mask is too thin: nothing is left of it at {self.size_px} px")
+            raise InputError(f"the mask is too thin: nothing of it is left at {self.size_px} px")
         example = self._example(case, inputs.reference)
         square = self._paint(
             Image.fromarray(source), Image.fromarray(mask * np.uint8(255)), example, seeded_generator(inputs.seed)
@@ -131,7 +131,9 @@ def _load_paint_by_example(folder: Path, dtype: torch.dtype) -> PaintByExamplePi
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     scheduler = read_object(folder / "model_index.json").get("scheduler")
     if not (isinstance(scheduler, list) and hasattr(diffusers, str(scheduler[-1]))):
-        raise WeightsError(f"{folder / 'model_index.json'} names no scheduler of diffusers, but {scheduler}")
+        raise WeightsError(
+            f"{folder / 'model_index.json'} has the scheduler {scheduler}, which diffusers does not have"
+        )
     return PaintByExamplePipeline(
         vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
         image_encoder=PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder", **options).eval(),
@@ -204,6 +206,6 @@ def _load(load: Callable[[], Any], folder: Path, device: str) -> Any:
     try:
         pipeline = load()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{folder} cannot be loaded; only .safetensors are read: {error}") from error
+        raise WeightsError(f"{folder} cannot be loaded (only .safetensors are read): {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return move_to_device(pipeline, device)

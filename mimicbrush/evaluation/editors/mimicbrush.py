@@ -89,7 +89,7 @@ class MimicBrushEditor:
             WeightsError: the pipeline returned values that are not finite.
         """
         if self.reference_view != "whole":
-            raise NotApplicableError(f"{self.name} edits benchmark cases, and no held-out pairs")
+            raise NotApplicableError(f"{self.name} can edit benchmark cases, but not held-out pairs")
         output: Any = self.pipeline(
             source=[Image.fromarray(source) for source in batch.sources],
             mask=[Image.fromarray(mask * np.uint8(255)) for mask in batch.masks],
@@ -104,7 +104,7 @@ class MimicBrushEditor:
         )
         pixels = np.asarray(output.images, np.float32)
         if not np.isfinite(pixels).all():
-            raise WeightsError("the pipeline returned values that are not finite; its weights are no good")
+            raise WeightsError("the pipeline returned NaN or infinite values; its weights are not usable")
         return PairResults((pixels.clip(0, 1) * 255).round().astype(np.uint8), output.correspondences)
 
     def edit_case(self, case: Case, inputs: CaseInputs) -> CaseResult:
@@ -192,11 +192,11 @@ def reference_box(case: Case, size: tuple[int, int]) -> Box:
     """
     if case.reference_mask is None:
         raise InputError(
-            f"{case.reference.name} has no mask beside it ({case.number}_reference_mask.png), whose box is to be cut "
-            "out; name an editor that takes the whole reference"
+            f"{case.reference.name} has no mask ({case.number}_reference_mask.png), but this editor needs one for "
+            "its box; use an editor that takes the whole reference"
         )
     mask = np.asarray(read_image(case.reference_mask, "L")) > MASK_THRESHOLD
     if mask.shape[::-1] != size or not mask.any():
-        sizes = f"{mask.shape[1]} x {mask.shape[0]} px, its reference {size[0]} x {size[1]} px"
-        raise InputError(f"{case.reference_mask} must have its reference's size and not be empty; it is {sizes}")
+        sizes = f"it is {mask.shape[1]} x {mask.shape[0]} px, and the reference is {size[0]} x {size[1]} px"
+        raise InputError(f"{case.reference_mask} must have the size of its reference and must not be empty; {sizes}")
     return mask_box(mask)

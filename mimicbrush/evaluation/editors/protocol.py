@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NotApplicableError(InputError):
-    """A case or a batch that an editor is not made for: no failure, and counted apart from those."""
+    """An editor does not support this case or batch; this is counted separately from failures."""
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,4 @@ class CaseOnlyEditor:
         Raises:
             NotApplicableError: always.
         """
-        raise NotApplicableError(f"{self.name} edits benchmark cases, and no held-out pairs")
+        raise NotApplicableError(f"{self.name} can edit benchmark cases, but not held-out pairs")

@@ -215,7 +215,7 @@ def open_reference_only_of_sd(
         tokenizer = CLIPTokenizer.from_pretrained(inpainting, subfolder="tokenizer", local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
-            f"{inpainting} and {stable_diffusion} cannot be loaded; only .safetensors are read: {error}"
+            f"{inpainting} and {stable_diffusion} cannot be loaded (only .safetensors are read): {error}"
         ) from error
     if (unet.config.in_channels, stock.config.in_channels) != (2 * LATENT_CHANNELS + 1, LATENT_CHANNELS):
         raise WeightsError(

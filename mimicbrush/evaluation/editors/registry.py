@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,13 +19,9 @@ from mimicbrush.evaluation.editors.weights import (
 )
 from mimicbrush.io.hashing import fingerprint
 from mimicbrush.pipelines.folder import RELEASED_NAME, is_pipeline_folder, resolve_pipeline_folder
-from mimicbrush.pipelines.klein.folder import (
-    find_klein_folder,
-    is_klein,
-    read_imitation,
-    read_klein_base,
-)
+from mimicbrush.pipelines.klein.folder import check_klein, find_klein_folder, is_klein
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, SHIPPED_NAMES, model_folder
+from mimicbrush.ranges import suggest
 
 if TYPE_CHECKING:
     import torch
@@ -52,23 +47,23 @@ _PUBLIC: dict[str, tuple[Repository, ...]] = {
 _REFERENCE_VIEWS = ("auto_zoom", "boxed")
 #: All names, and what each is.
 KNOWN = {
-    "oracle": "the ground truth, where there is one: the best that can be measured",
-    "source": "the source as it is, on tracks without a ground truth",
-    "blur": "the hole filled by a wide blur of what is around it",
+    "oracle": "the ground truth, on tracks that have one: the best possible result",
+    "source": "the unedited source, on tracks without a ground truth",
+    "blur": "the hole filled with a wide blur of its surroundings",
     "copy_in_place": "the reference's pixels at the same place",
     "opencv_inpaint": "OpenCV's inpainting, without the reference",
-    "sift_homography": "the reference warped by a homography of SIFT matches, as if all were one plane",
+    "sift_homography": "the reference warped by a homography from SIFT matches, as if the scene were one plane",
     SHIPPED_NAME: "the small model that comes with the project",
     RELEASED: "the released MimicBrush weights",
-    "paint_by_example[:DIR]": "Paint-by-Example, of the whole reference",
-    "paint_by_example_box[:DIR]": "Paint-by-Example, of the box around the reference's mask",
+    "paint_by_example[:DIR]": "Paint-by-Example with the whole reference",
+    "paint_by_example_box[:DIR]": "Paint-by-Example with the box around the reference's mask",
     "ip_adapter[:DIR]": "SD-1.5 inpainting with an IP-Adapter",
-    "reference_only[:DIR]": "reference-only attention, nothing trained; DIR may be a pipeline folder of ours",
-    "flux2_klein[:DIR]": "FLUX.2 klein, untrained; DIR may be a LoRA file, or what a run of it left",
-    "auto_zoom:DIR": "a pipeline that looks twice, see docs/editing.md; DIR may also be small or released",
-    "boxed:DIR": "a pipeline that sees only the box around the reference's mask; likewise",
-    "results:FOLDER": "results of any other method, NNN_result.png",
-    "DIR": "a pipeline folder, or the folder of a run that has one",
+    "reference_only[:DIR]": "reference-only attention without training; DIR may also be a MimicBrush pipeline folder",
+    "flux2_klein[:DIR]": "FLUX.2 klein without training; DIR may also be a LoRA file, or the folder of a training run",
+    "auto_zoom:DIR": "a pipeline with auto-zoom (docs/editing.md); DIR may also be small or released",
+    "boxed:DIR": "a pipeline with only the box around the reference's mask; DIR may also be small or released",
+    "results:FOLDER": "a folder with results of any other method, NNN_result.png",
+    "DIR": "a pipeline folder, or the folder of a training run that has one",
 }
 
 
@@ -94,14 +89,16 @@ def check_editor(text: str, *, for_pairs: bool = False) -> None:
     """
     named = _parse(text)
     if for_pairs and named.name not in ("", SHIPPED_NAME, RELEASED, KLEIN, *_PAIR_BASELINES):
-        raise InputError(f"{text} edits benchmark cases alone; on pairs take a pipeline, {', '.join(_PAIR_BASELINES)}")
+        raise InputError(
+            f"{text} can edit only benchmark cases; for pairs use a pipeline, {', '.join(_PAIR_BASELINES)}"
+        )
     if for_pairs and named.reference_view != "whole":
-        raise InputError(f"{text} edits benchmark cases alone; on pairs a pipeline looks at the whole reference")
+        raise InputError(f"{text} can edit only benchmark cases; for pairs use a pipeline with the whole reference")
     if named.name in _BASELINES or named.name == RELEASED:
         return
     if named.name == RESULTS:
         if named.folder is None or not named.folder.is_dir():
-            raise InputError(f"{text}: no such folder; name one of NNN_result.png after results:")
+            raise InputError(f"{text}: no such folder; name a folder with NNN_result.png after results:")
     elif named.name == KLEIN:
         _find_klein(named)
     elif named.name in _PUBLIC:
@@ -222,15 +219,10 @@ def _find_klein(named: _Named) -> Path:
         InputError, WeightsError: it is not there, or not whole.
     """
     path = named.folder
-    folder = None if path is None else find_klein_folder(path)
-    if folder is not None:
-        read_imitation(folder)
-        return folder
-    if path is not None and path.suffix == ".safetensors" and path.is_file():
-        return path
-    found = find_repository(FLUX2_KLEIN, path)
-    read_klein_base(found)
-    return found
+    if path is None or not is_klein(path):
+        path = find_repository(FLUX2_KLEIN, path)
+    check_klein(path)
+    return path
 
 
 def _parse(text: str) -> _Named:
@@ -241,7 +233,7 @@ def _parse(text: str) -> _Named:
     if name in _REFERENCE_VIEWS and not Path(text).expanduser().is_dir():
         named = _parse(folder) if folder else None
         if named is None or named.name not in ("", SHIPPED_NAME, RELEASED) or named.reference_view != "whole":
-            raise InputError(f"{text}: after {name}: is to be a pipeline folder, {SHIPPED_NAME} or {RELEASED}")
+            raise InputError(f"{text}: expected a pipeline folder, {SHIPPED_NAME} or {RELEASED} after {name}:")
         return replace(named, reference_view=cast("ReferenceView", name))
     takes_folder = name in _PUBLIC or name == RESULTS
     if takes_folder and (folder or not colon):
@@ -253,12 +245,11 @@ def _parse(text: str) -> _Named:
     if Path(text).expanduser().is_dir():
         return _name_pipeline(resolve_pipeline_folder(Path(text).expanduser()))  # of a run, its pipeline
     names = [each.partition("[")[0].partition(":")[0] for each in KNOWN if each != "DIR"]
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = suggest(name, names)
     if name in names and colon:
-        hint = f"; {name} " + ("needs the name of a folder after the colon" if takes_folder else "takes no folder")
+        hint = f". {name} " + ("needs the name of a folder after the colon" if takes_folder else "takes no folder")
     listed = "\n".join(f"  {name:28}{meaning}" for name, meaning in KNOWN.items())
-    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}. Known are:\n{listed}")
+    raise InputError(f"{text!r} is neither a folder nor the name of an editor{hint}\nKnown editors:\n{listed}")
 
 
 def _name_pipeline(folder: Path | None) -> _Named:
@@ -278,4 +269,6 @@ def _check_pipeline(named: _Named) -> None:
         from mimicbrush.pipelines.folder import class_names, find_reader_name
 
         if find_reader_name(class_names(index)) is None:
-            raise InputError(f"auto_zoom:{folder}: it needs a pipeline with a reference U-Net; this one has none")
+            raise InputError(
+                f"auto_zoom:{folder}: auto-zoom needs a pipeline with a reference U-Net, but this one has none"
+            )

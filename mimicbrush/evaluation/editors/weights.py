@@ -55,15 +55,15 @@ def find_repository(repository: Repository, folder: Path | None) -> Path:
             return place
     if folder is not None:
         raise WeightsError(
-            f"{folder} does not hold {repository.hub_id}: there is neither {places[0] / repository.mark} "
+            f"{folder} does not contain {repository.hub_id}: there is neither {places[0] / repository.mark} "
             f"nor {places[1] / repository.mark}"
         )
     revision = REVISIONS.get(repository.hub_id)
     command = f"hf download {repository.hub_id}" + (f" --revision {revision}" if revision else "")
     raise WeightsError(
-        f"{repository.hub_id} is not (wholly) in the local Hugging Face cache: {repository.mark} is absent. Fetch it "
-        f"with `{command}`, or name a folder after a colon, such as NAME:DIR, where it lies as "
-        f"DIR/{repository.folder_name}"
+        f"{repository.hub_id} is not (completely) in the local Hugging Face cache: {repository.mark} is missing. "
+        f"Download it with `{command}`, or name a folder that contains {repository.folder_name}/ after a colon, as "
+        "in NAME:DIR"
     )
 
 

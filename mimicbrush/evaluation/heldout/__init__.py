@@ -9,7 +9,7 @@ Files, in reading order:
 * `reference_gain`: scores inside the mask, what a reference gains, and means over pairs.
 * `run`: the evaluation; numbers, a line per pair, and contact sheets.
 * `report`: files for programs, and sentences for people.
-* `showcase`: a few large pairs with a mask over what moved.
+* `showcase`: a few large pairs with a hole that only the reference explains.
 * `during_training`: the same evaluation on a few pairs, every so many steps.
 * `pairs_sheet`: a contact sheet of mined pairs with their matches.
 """

@@ -98,7 +98,7 @@ class HeldOutEvaluation:
         first_step: of which the run goes on: what was written of later steps is removed.
 
     Raises:
-        DataError: the pairs come from a single source.
+        DataError: the pairs come from a single source, or the shots of too few have so many references.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class HeldOutEvaluation:
         gather: Callable[[list[Any]], list[Any]] = gather_alone,
         first_step: int = 0,
     ) -> None:
-        self._plans = plan_samples(pairs, options.max_pairs, options.seed)
+        self._plans = plan_samples(pairs, options.max_pairs, options.seed, options.num_references)
         self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
         shown = choose_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))
@@ -164,7 +164,7 @@ class HeldOutEvaluation:
         for name, summary in summaries.items():
             figures |= {f"{PREFIXES[name]}{key}": value for key, value in _flatten_summary(summary).items()}
         figures |= {"heldout/unreadable": len(unreadable), "heldout/seconds": time.monotonic() - start}
-        notes = [f"held-out pair left out at step {step}: {fault}" for fault in unreadable]
+        notes = [f"a held-out pair is left out at step {step}: {fault}" for fault in unreadable]
         if self._log is None:
             return HeldOutResult(step, figures)
         table = [each.row for each in records if each.row is not None]
@@ -263,7 +263,7 @@ def _make_image_row(edited: EditedPair) -> ImageRow:
 
 def _make_sheet(step: int, table: Sequence[ImageRow], summary: dict[str, Any]) -> np.ndarray:
     columns = [name for name in TABLE_COLUMNS if name in table[0].images]
-    title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Nothing is pasted back.\n"
+    title = f"Step {step}: {len(table)} of {summary['n']} held-out pairs. Raw outputs, not pasted back.\n"
     title += report.describe_gains(summary)
     rows = [SheetRow(row.caption, [row.images[name] for name in columns]) for row in table]
     return contact_sheet(title, [SHEET_COLUMNS[name] for name in columns], rows)

@@ -93,11 +93,12 @@ class DuringTrainingOptions:
         check_options(self, "eval.")
         self.sets = tuple(self.sets)  # omegaconf makes lists of tuples
         if "natural" not in self.sets:
-            raise InputError(f"eval.sets={list(self.sets)}: must hold natural, which tells the best weights")
+            raise InputError(f"eval.sets={list(self.sets)}: must contain natural, which chooses the best weights")
 
-    def evaluation(self) -> EvaluationOptions:
-        """Return the same as options of an evaluation."""
+    def evaluation(self, num_references: int) -> EvaluationOptions:
+        """Return the same as options of an evaluation, with as many references of each pair as the run trains with."""
         return EvaluationOptions(
+            num_references=num_references,
             seed=self.seed,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,

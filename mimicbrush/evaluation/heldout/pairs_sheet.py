@@ -33,7 +33,7 @@ def make_pairs_sheet(pairs: Sequence[Pair], max_pairs: int = 12, columns: int = 
         cells.append(cell)
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
     step_x, step_y = width + 2 * GAP_PX, height + GAP_PX
-    title = f"{len(chosen)} of {len(pairs)} mined pairs; a line joins the two ends of a match (at most 60)"
+    title = f"{len(chosen)} of {len(pairs)} mined pairs; each line is a match (at most 60 per pair)"
     top = title_height_px(title)
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * step_x + GAP_PX, top + GAP_PX + rows * step_y), PAPER)

@@ -1,4 +1,4 @@
-"""From edited images to numbers: scores inside the mask, what a reference gains, and means over pairs."""
+"""From edited images to numbers: scores inside the mask, gains of the reference, and means over pairs."""
 
 from __future__ import annotations
 
@@ -53,44 +53,45 @@ GAINS = {
         "wrong minus no reference",
         "wrong_reference",
         "no_reference",
-        "so even a reference from another video helps, which is no imitation.",
+        "so even a reference from another video helps, which is not imitation.",
         "a reference from another video does harm.",
-        "so this shows no harm by a reference from another video.",
+        "so this does not show that a reference from another video does harm.",
     ),
     "reference_gain_db": Gain(
         "reference gain",
         "true minus wrong reference",
         "model",
         "wrong_reference",
-        "so the true reference serves better than one from another video.",
-        "the true reference serves worse than one from another video.",
-        "so this does not show that the model tells the true reference from another.",
+        "so the true reference helps more than one from another video.",
+        "the true reference helps less than one from another video.",
+        "so this does not show that the model can tell the true reference from another one.",
     ),
 }
 
 GAIN_DEFINITIONS = {
     "psnr": "dB, 10 log10(255^2 / mean squared error) over the masked pixels of 8-bit RGB on the canvas of "
-    f"size_px, nothing pasted back, capped at {PSNR_CAP_DB:g} dB (equal images), mean over pairs",
+    f"size_px, not pasted back into the source, capped at {PSNR_CAP_DB:g} dB (equal images), mean over pairs",
     "ssim": "mean over the masked pixels of the SSIM map (scikit-image, 8-bit luma, Gaussian weights "
-    "sigma 1.5, population covariance), nothing pasted back, mean over pairs; null below a canvas of 11 px",
+    "sigma 1.5, population covariance), not pasted back, mean over pairs; null if the canvas is below 11 px",
     "n": "number of pairs; the top-level n, psnr, ssim and gains are those of the natural set",
     "gain_over_no_reference_db": "over none: mean over pairs of PSNR with the true reference minus PSNR of the "
-    "unconditional model alone (no reference): same source, same mask, same initial noise",
+    "unconditional model (no reference), with the same source, same mask, same initial noise",
     "wrong_against_none_db": "wrong against none: mean over pairs of PSNR with a reference from another source video "
-    "minus PSNR of the unconditional model alone; below zero it is the harm that an unrelated reference does",
+    "minus PSNR of the unconditional model; below zero it is the harm that an unrelated reference does",
     "reference_gain_db": "reference gain: mean over pairs of PSNR with the true reference minus PSNR with a reference "
-    "from another source video: same source, same mask, same noise; over none minus wrong against none",
+    "from another source video, with the same source, mask and noise; it is over none minus wrong against none",
     "ci95": f"{LEVEL:.0%} percentile bootstrap interval, {RESAMPLES} resamples of whole source videos",
     "natural": "references as mined",
-    "warped": "each reference (right and wrong alike) seen through a seeded homography: rotation up to "
+    "warped": "each reference (right and wrong) is warped by a seeded homography: rotation up to "
     "30 deg, scale 0.7 to 1.4, corners moved by up to a fifth of the side; no flip",
     "model": "the editor with the true reference, the other frame of the pair",
     "wrong_reference": "the editor with a reference from another source video",
     "no_reference": "the editor without a reference",
     "copy_in_place": "no model: the reference's pixels at the same place",
     "opencv_inpaint": "no model and no reference: the hole filled by cv2.inpaint (Telea, radius 5 px)",
-    "sift_homography": "no model: SIFT matches outside of the hole, a RANSAC homography (trusted above 8 + 0.3 n of n "
-    "matches), the reference warped by it into the hole; cv2.inpaint where that shows nothing, or nothing is trusted",
+    "sift_homography": "no model: SIFT matches outside of the hole, a RANSAC homography (trusted above 8 + 0.3 n of "
+    "n matches), the reference warped by it into the hole; cv2.inpaint where that leaves gaps, or no homography is "
+    "trusted",
     "num_inference_steps": "null: the pipeline's own default",
     "guidance_scale": "null: the pipeline's own default",
 }
@@ -155,8 +156,8 @@ def describe_few_sources(n_sources: int) -> str | None:
     if n_sources >= MIN_SOURCES:
         return None
     return (
-        f"Only {n_sources} source videos: a percentile bootstrap over so few makes the intervals too narrow, so "
-        f"one that is clear of zero shows little. Evaluate on at least {MIN_SOURCES}, better 20 or more."
+        f"Only {n_sources} source videos were evaluated. With so few, the bootstrap intervals are too narrow, and an "
+        f"interval without zero shows little. Evaluate on at least {MIN_SOURCES} videos, or better on 20 or more."
     )
 
 
@@ -164,7 +165,7 @@ def describe_gain(name: str, low: float, high: float) -> str:
     """Say in a sentence what the interval of one of `GAINS` shows."""
     gain = GAINS[name]
     if low > 0:
-        return f"clear of zero, {gain.above}"
+        return f"the interval is above zero, {gain.above}"
     if high < 0:
-        return f"clear of zero, on the wrong side: {gain.below}"
-    return f"the interval holds zero, {gain.neither}"
+        return f"the interval is below zero: {gain.below}"
+    return f"the interval contains zero, {gain.neither}"

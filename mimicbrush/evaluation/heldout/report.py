@@ -50,7 +50,7 @@ def format_summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
 
 
 def _format_table(name: str, values: dict[str, Any]) -> str:
-    meaning = {"natural": "references as mined", "warped": "references through a homography"}[name]
+    meaning = {"natural": "references as mined", "warped": "references warped by a homography"}[name]
     lines = [
         f"{name} set: {meaning}; {values['n']} pairs of {values['n_sources']} source videos",
         f"  {'in the hole':30}{'PSNR dB':>9}{'SSIM':>8}{'n':>6}",
@@ -66,11 +66,11 @@ def describe_gains(summary: dict[str, Any]) -> str:
     """Describe the three gains of one set in sentences; with few source videos they carry a caution."""
     n_sources = summary["n_sources"]
     is_few = n_sources < MIN_SOURCES
-    caution = f", too narrow with only {n_sources} source videos" if is_few else ""
+    caution = f", which is too narrow with only {n_sources} source videos" if is_few else ""
     lines = []
     for key, gain in GAINS.items():
         low, high = summary[f"{key}_ci95"]
-        sentence = "too few to say." if is_few else describe_gain(key, low, high)
+        sentence = "too few videos for a conclusion." if is_few else describe_gain(key, low, high)
         lines.append(
             f"{gain.name.capitalize()} ({gain.between}) {summary[key]:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}"
             f"{caution}): {sentence}"

@@ -176,7 +176,7 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
         )
         rows.append(SheetRow(edited.make_caption(), [cells[column] for column in _SHOWN_COLUMNS]))
     report.write_jsonl(folder / EDITS_FILE, edits)
-    title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Nothing is pasted back.\n"
+    title = f"{name} set, {summary['n']} pairs of {summary['n_sources']} source videos. Raw outputs, not pasted back.\n"
     title += report.describe_gains(summary)
     sheet = contact_sheet(title, [SHEET_COLUMNS[column] for column in _SHOWN_COLUMNS], rows)
     write_image(Image.fromarray(sheet), output / SHEET_FILES[name])
@@ -185,12 +185,12 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
 def _write_showcase(
     path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
 ) -> None:
-    """Edit a few pairs once more, with masks over what moved, and write them large; the pairs alone choose them."""
+    """Edit a few pairs once more, with holes that only the reference explains, and write them large."""
     path.unlink(missing_ok=True)  # of an earlier run
     chosen = showcase.choose_showcase_pairs(plans) if "natural" in options.sets and options.sheet_pairs else []
     if not chosen:
         return
-    samples = [showcase.load_showcase_sample(plan, moved, size_px, options.seed) for plan, moved in chosen]
+    samples = [showcase.load_showcase_sample(plan, hole, size_px, options.seed) for plan, hole in chosen]
     results: list[np.ndarray] = []
     correspondences: list[Correspondence] = []
     for start in range(0, len(samples), options.batch_size):
@@ -198,15 +198,13 @@ def _write_showcase(
         results += list(edited.images)
         correspondences += edited.correspondences or []
     rows = []
-    for number, (sample, (_, moved)) in enumerate(zip(samples, chosen, strict=True)):
-        caption = (
-            f"{sample.plan.pair.source_path}   what the hole covers moved by {moved.moved_ratio:.0%} of the long side"
-        )
+    for number, (sample, (plan, hole)) in enumerate(zip(samples, chosen, strict=True)):
         correspondence = correspondences[number] if correspondences else None
-        rows.append(showcase.make_showcase_row(caption, sample, results[number], correspondence))
+        row = showcase.make_showcase_row(plan.pair.source_path, sample, hole, results[number], correspondence)
+        rows.append(row)
     title = (
-        f"Holes over what moved between the two frames. These {len(rows)} of {len(plans)} pairs moved farthest:\n"
-        "they were chosen by how they moved, not by their results. Nothing is pasted back."
+        f"The surroundings do not show what these {len(rows)} masks hide. The reference does, at another place.\n"
+        f"They were chosen for this from {len(plans)} pairs, not for their results. The results are pasted back."
     )
     if correspondences:
         title += f"\n{LEGEND}"

@@ -1,10 +1,10 @@
-"""Samples: what an editor gets for a mined pair, a function of the pair and the seed alone."""
+"""Samples: the images that an editor gets for a mined pair; they depend only on the pair and the seed."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mimicbrush.data.manifest import origin_key
 from mimicbrush.data.other_references import ShotFrames, compare_frames
 from mimicbrush.data.pair import Pair
 from mimicbrush.data.schema import STILL_SSIM
 from mimicbrush.data.transforms import Side
 from mimicbrush.errors import DataError
 from mimicbrush.evaluation.heldout.options import SetName
-from mimicbrush.evaluation.heldout.selection import group_by_source, spread_numbers
+from mimicbrush.evaluation.heldout.selection import group_by_source, read_column, spread_numbers
 from mimicbrush.ops import canvas, counter_rng, geometry, masks
 
 #: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
@@ -47,7 +46,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A pair, and the pair of another source whose reference plays the wrong one.
+    """A pair, and the pair of another source whose reference is used as the wrong one.
 
     With several references, each has further frames: of the same shot, neither source nor reference.
     """
@@ -99,25 +98,57 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_re
     Raises:
         DataError: there is only one source, so that no reference can be wrong; or no row can be used.
     """
-    other_frames: dict[int, tuple[Frame, ...]] = {}
-    if num_references > 1:
-        other_frames = find_other_frames(pairs, num_references - 1, seed)
-        if len(other_frames) < len(pairs):
-            warnings.warn(
-                f"{len(pairs) - len(other_frames)} of {len(pairs)} held-out pairs are left out: their shots have fewer "
-                f"than {num_references} frames beside the source",
-                stacklevel=2,
-            )
-        used = sorted(other_frames)
-        pairs, other_frames = [pairs[n] for n in used], {n: other_frames[number] for n, number in enumerate(used)}
-    by_source = group_by_source(pairs)
-    sources = list(by_source)
+    finder = OtherFrames(pairs, num_references - 1, seed)
+    by_source = {
+        source: [number for number in numbers if finder.may_have(number)]
+        for source, numbers in group_by_source(pairs).items()
+    }
+    # Frames are read of the pairs that are chosen. Where they are too few, the pair is left out, and others are chosen.
+    while True:
+        plans, lacking, faults = _draw_plans(pairs, by_source, max_pairs, seed, finder)
+        if not lacking:
+            break
+        by_source = {source: [n for n in numbers if n not in lacking] for source, numbers in by_source.items()}
+    left_out = len(pairs) - sum(map(len, by_source.values()))
+    if left_out:
+        warnings.warn(
+            f"{left_out} of {len(pairs)} held-out pairs are left out: their shots have fewer than {num_references} "
+            "frames besides the source",
+            stacklevel=2,
+        )
+    for fault in faults:  # rows of the manifest that name no pair at all
+        warnings.warn(f"a held-out pair is left out: {fault}", stacklevel=2)
+    if not plans:
+        raise DataError(f"none of {len(pairs)} held-out pairs can be used: the rows of the manifest are damaged")
+    return plans
+
+
+def _draw_plans(
+    pairs: Sequence[Pair],
+    by_source: Mapping[str, Sequence[int]],
+    max_pairs: int | None,
+    seed: int,
+    finder: OtherFrames,
+) -> tuple[list[SamplePlan], set[int], list[DataError]]:
+    """Draw the samples out of the pairs of each source.
+
+    Returns:
+        The samples; numbers of pairs that lack frames, without which all is to be drawn again; and rows without a pair.
+    """
+    sources = [source for source, numbers in by_source.items() if numbers]
+    usable = sum(map(len, by_source.values()))
+    if len(sources) < 2 and usable < len(pairs):
+        raise DataError(
+            f"only {usable} of {len(pairs)} pairs have enough frames in their shots for all references, and they come "
+            "from fewer than two sources; decrease num_references, or mine more clips"
+        )
     if len(sources) < 2:
         raise DataError(
-            f"all {len(pairs)} pairs come from one source, and the reference gain compares with a reference "
-            "from another one; mine at least two clips (or take split=all, where the folder has more)"
+            f"all {usable} pairs come from one source, but the reference gain needs a reference from another one; mine "
+            "at least two clips (or use split=all if the folder has more)"
         )
-    plans = []
+    plans: list[SamplePlan] = []
+    lacking, faults = set[int](), list[DataError]()
     turn = dict.fromkeys(sources, 0)
     for source, number in spread_numbers(by_source, max_pairs):
         step = 1 + turn[source] % (len(sources) - 1)
@@ -126,47 +157,57 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_re
         try:
             pair = pairs[number]
             wrong = others[counter_rng.mix(hash_pair(pair), seed, _FOR_WRONG) % len(others)]
-            frames = (other_frames.get(each, ()) for each in (number, wrong))
-            plans.append(SamplePlan(pair, pairs[wrong], *frames))
-        except DataError as error:  # a row of the manifest that names no pair at all
-            warnings.warn(f"a held-out pair is left out: {error}", stacklevel=2)
-    if not plans:
-        raise DataError(f"none of {len(pairs)} held-out pairs can be used: the rows of the manifest are damaged")
-    return plans
+            frames, wrong_frames = finder.find(number), finder.find(wrong)
+            lacking |= {each for each, found in ((number, frames), (wrong, wrong_frames)) if found is None}
+            if frames is not None and wrong_frames is not None:
+                plans.append(SamplePlan(pair, pairs[wrong], frames, wrong_frames))
+        except DataError as error:
+            faults.append(error)
+    return plans, lacking, faults
 
 
-def find_other_frames(pairs: Sequence[Pair], count: int, seed: int) -> dict[int, tuple[Frame, ...]]:
-    """Choose further references for each pair: frames of its shot that are not too much like the source.
+class OtherFrames:
+    """Further references of pairs: frames of a pair's shot that are not too much like its source.
 
     Args:
         pairs: all that may be used.
-        count: for each pair.
+        count: of frames for each pair.
         seed: of the choice.
-
-    Returns:
-        Number of a pair -> its frames; pairs whose shot has too few, and rows that cannot be read, are left out.
     """
-    readable: dict[int, Pair] = {}
-    for number in range(len(pairs)):
-        with suppress(DataError):
-            readable[number] = pairs[number]
-    table = list(readable.values())
-    shots = ShotFrames(
-        np.array([origin_key(pair.source_hash) for pair in table], np.uint64),
-        *(np.array([getattr(pair, name) for pair in table], np.int64) for name in ("a_frame", "b_frame")),
-    )
-    chosen = {}
-    for item, (number, pair) in enumerate(readable.items()):
-        places = [place for frame, place in shots.find(item).items() if frame not in (pair.a_frame, pair.b_frame)]
-        order = counter_rng.generator(hash_pair(pair), seed, _FOR_OTHERS).permutation(len(places))
-        candidates = (Frame(table[places[n][0]], places[n][1]) for n in order)
-        with suppress(DataError):
-            source = pair.read_a()
-            unlike = (frame for frame in candidates if compare_frames(frame.read(), source) <= STILL_SSIM)
-            frames = tuple(islice(unlike, count))
-            if len(frames) == count:
-                chosen[number] = frames
-    return chosen
+
+    def __init__(self, pairs: Sequence[Pair], count: int, seed: int) -> None:
+        self._pairs, self._count, self._seed = pairs, count, seed
+        self._found: dict[int, tuple[Frame, ...] | None] = {}
+        if count:
+            _, keys = np.unique(read_column(pairs, "source_hash"), return_inverse=True)
+            self._a_frames, self._b_frames = (read_column(pairs, name) for name in ("a_frame", "b_frame"))
+            self._shots = ShotFrames(keys.astype(np.uint64), self._a_frames, self._b_frames)
+
+    def may_have(self, number: int) -> bool:
+        """Whether the shot of a pair has enough frames; none is read."""
+        return not self._count or len(self._list_places(number)) >= self._count
+
+    def find(self, number: int) -> tuple[Frame, ...] | None:
+        """Choose the frames of a pair, and read them once; None where too few can be read or are unlike the source."""
+        if not self._count:
+            return ()
+        if number not in self._found:
+            self._found[number] = None
+            with suppress(DataError):
+                self._found[number] = self._choose(self._pairs[number], self._list_places(number))
+        return self._found[number]
+
+    def _list_places(self, number: int) -> list[tuple[int, Side]]:
+        own = (self._a_frames[number], self._b_frames[number])
+        return [place for frame, place in self._shots.find(number).items() if frame not in own]
+
+    def _choose(self, pair: Pair, places: Sequence[tuple[int, Side]]) -> tuple[Frame, ...] | None:
+        order = counter_rng.generator(hash_pair(pair), self._seed, _FOR_OTHERS).permutation(len(places))
+        candidates = (Frame(self._pairs[places[n][0]], places[n][1]) for n in order)
+        source = pair.read_a()
+        unlike = (frame for frame in candidates if compare_frames(frame.read(), source) <= STILL_SSIM)
+        frames = tuple(islice(unlike, self._count))
+        return frames if len(frames) == self._count else None
 
 
 def choose_shown_samples(count: int, at_most: int) -> list[int]:
@@ -240,5 +281,6 @@ def _sample_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) ->
         if mask.any() and (mask != area).any():
             return mask
     raise DataError(
-        f"pair {pair.pair_id} covers {int(area.sum())} px of the {len(area)} px canvas: too thin for a mask"
+        f"pair {pair.pair_id} covers only {int(area.sum())} px of the {len(area)} px canvas, which is too thin for a "
+        "mask"
     )

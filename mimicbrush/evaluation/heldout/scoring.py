@@ -25,13 +25,13 @@ Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
 #: Headings of the columns of contact sheets, by what `EditedPair.make_images` calls them.
 SHEET_COLUMNS = {
-    "source": "source\n(hole in stripes)",
+    "source": "source\n(mask in stripes)",
     "mask": "mask\n(white = repaint)",
     "reference": "reference",
     "model": "result",
     "target": "target",
     "wrong": "wrong\nreference",
-    "wrong_reference": "its result",
+    "wrong_reference": "result with\nwrong one",
     "no_reference": "result without\nreference",
     "copy_in_place": "copy in place\n(no model)",
     "opencv_inpaint": "OpenCV inpainting\n(no model)",
@@ -82,7 +82,7 @@ class EditedPair:
         return images
 
     def make_cells(self) -> dict[str, np.ndarray]:
-        """Cut the padding of their canvases off all images, so that all lie in a cell alike."""
+        """Cut the padding of their canvases off all images."""
         source, reference, wrong = find_area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}
@@ -187,7 +187,7 @@ def edit_samples(
     others = {"reference": "other_references", "wrong_reference": "wrong_other_references"}.get(reference or "")
     has_others = others is not None and getattr(samples[0], others) is not None
     if has_others and getattr(editor, "most_references", 1) == 1:
-        raise InputError(f"num_references: {editor.name} takes one reference; leave it at 1")
+        raise InputError(f"num_references must be 1, because {editor.name} takes one reference")
     batch = PairBatch(
         sources=stack("source"),
         masks=stack("mask"),
@@ -202,6 +202,6 @@ def edit_samples(
     if images.shape != sources.shape or images.dtype != np.uint8:
         raise InputError(
             f"the editor returned {images.shape} {images.dtype} for sources of {sources.shape} uint8; "
-            "both must be of one shape and type"
+            "both must have the same shape and type"
         )
     return results

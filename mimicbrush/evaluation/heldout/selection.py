@@ -1,4 +1,4 @@
-"""Which pairs to evaluate on, so that nothing is measured on what was trained on."""
+"""Choose the pairs to evaluate on, so that no result is measured on training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimicbrush.evaluation.heldout.options import EvaluationSplit
 
 @dataclass(frozen=True)
 class HeldOutSelection:
-    """The pairs to evaluate on, and what a person should know about the choice."""
+    """The pairs to evaluate on, and messages about the choice."""
 
     pairs: list[Pair]
     messages: list[str]
@@ -43,22 +43,22 @@ def select_heldout_pairs(
     if split == "all":
         seen = len({pair.source_hash for pair in kept if training and training.has_seen(pair)})
         if seen:
-            messages.append(f"split=all: {seen} of these sources were trained on, so this is no held-out result.")
+            messages.append(f"split=all: {seen} of these sources were trained on, so this is not a held-out result.")
         return HeldOutSelection(kept, messages)
     if training and not any(training.has_seen(pair) for pair in kept):
-        messages.append("No source of this folder was trained on: all of its pairs are used.")
+        messages.append("No source of this folder was trained on, so all of its pairs are used.")
         return HeldOutSelection(kept, messages)
     if not training:
         messages.append(
-            f"The pipeline has no {TRAINING_DATA_FILE}, so what it was trained on is not known: "
-            "only the sources that our trainer would hold out are used (split=all uses all)."
+            f"The pipeline has no {TRAINING_DATA_FILE}, so its training data is not known. Only the sources that "
+            "training would hold out are used (split=all uses all of them)."
         )
     heldout = split_pairs(kept, "heldout", training.heldout_ratio) if training else split_pairs(kept, "heldout")
     if not heldout:
         sources = len({pair.source_hash for pair in kept})
         raise DataError(
             f"none of the {sources} sources is held out, so there is nothing to evaluate on; "
-            "take split=all to use every pair (trained on or not), or another folder of mined pairs"
+            "use split=all to evaluate on every pair (trained on or not), or another folder of mined pairs"
         )
     unseen, note = _leave_out_trained(heldout, training)
     return HeldOutSelection(unseen, [*messages, *note])
@@ -69,10 +69,10 @@ def _choose_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     if videos:
         return videos, []
     if not pairs:
-        raise DataError("the folder holds no pairs; mine videos first: mimicbrush mine")
+        raise DataError("the folder contains no pairs; mine videos first: mimicbrush mine")
     message = (
-        "There are no pairs from videos, so pairs from single images are used: source and reference are the "
-        "same image, copying in place is perfect, and only the warped set says something."
+        "There are no pairs from videos, so pairs from single images are used. Source and reference are the same "
+        "image, so copying in place is perfect, and only the warped set is meaningful."
     )
     return list(pairs), [message]
 
@@ -83,10 +83,10 @@ def _leave_out_trained(heldout: Sequence[Pair], training: TrainingData | None) -
     seen = sorted({pair.source_path for pair in heldout if training and training.has_seen(pair)})
     if not seen:
         return unseen, []
-    named = f"{len(seen)} of the sources that are held out now were trained on before ({', '.join(seen[:3])}): "
-    why = "the weights that this model began with had seen them, or the folder has changed since"
+    named = f"{len(seen)} of the held-out sources were trained on earlier ({', '.join(seen[:3])}): "
+    why = "the starting weights of this model were trained on them, or the folder has changed since"
     if not unseen:
-        raise DataError(f"{named}{why}. None is left to evaluate on; take another folder, or split=all")
+        raise DataError(f"{named}{why}. No source is left to evaluate on; use another folder, or split=all")
     return unseen, [f"{named}{why}. They are left out."]
 
 
@@ -97,14 +97,18 @@ def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
 
 def group_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     """Group pairs by source hash, in order -> the numbers of its pairs; a table makes no `Pair` objects."""
-    if isinstance(pairs, PairTable | JoinedPairs):
-        hashes = pairs.column("source_hash").tolist()
-    else:
-        hashes = [pair.source_hash for pair in pairs]
+    hashes = read_column(pairs, "source_hash").tolist()
     numbers: dict[str, list[int]] = {source: [] for source in sorted(set(hashes))}
     for number, source in enumerate(hashes):
         numbers[source].append(number)
     return numbers
+
+
+def read_column(pairs: Sequence[Pair], name: str) -> np.ndarray:
+    """Read one attribute of all pairs, (len,); a table makes no `Pair` objects."""
+    if isinstance(pairs, PairTable | JoinedPairs):
+        return pairs.column(name)
+    return np.array([getattr(pair, name) for pair in pairs])
 
 
 def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None) -> list[tuple[str, int]]:
@@ -180,5 +184,5 @@ def find_heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> t
         seen = np.isin(heldout.column("source_key"), keys)
         twice |= set(heldout.where(seen).column("source_path"))
         found.append(heldout.where(~seen))
-    note = f"{len(twice)} sources are held out in one folder and trained on in another: they are not evaluated on"
+    note = f"{len(twice)} sources are held out in one folder but trained on in another; they are not evaluated"
     return JoinedPairs(found), [note] if twice else []

@@ -1,15 +1,17 @@
-"""A small sheet for people: a few large pairs with a mask over what moved, and where the model looked."""
+"""A small sheet for people: a few large edits of holes that only the reference explains, and where the model looked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from scipy.spatial import cKDTree
 
 from mimicbrush.data.pair import Pair
+from mimicbrush.errors import DataError
+from mimicbrush.evaluation.editors.baselines import opencv_inpaint
 from mimicbrush.evaluation.heldout.samples import EvalSample, SamplePlan, load_sample
 from mimicbrush.evaluation.heldout.scoring import find_area_boxes
 from mimicbrush.ops import canvas
@@ -18,95 +20,130 @@ from mimicbrush.ops.correspondence import Correspondence, PlacePair, choose_plac
 from mimicbrush.ops.plot import mark_mask
 
 SHOWCASE_CELL_PX, SHOWCASE_ROWS = 220, 3
-SHOWCASE_COLUMNS = ("source\n(hole in stripes)", "reference", "result", "target")
-#: A mask covers so many neighbouring matches. This part of them must move alike. For that they may differ by so much,
-#: over their own move and over the image's long side.
-_GROUP, _AGREEING, _ALIKE, _ALIKE_RATIO = 16, 0.7, 0.25, 0.01
-#: Over the long side: what a mask covers around its matches, and its least height and width.
-_MARGIN_RATIO, _LEAST_RATIO = 0.05, 0.24
+SHOWCASE_COLUMNS = ("source\n(mask in stripes)", "reference", "result", "target")
+#: Pairs whose frames are read to choose from; more would take minutes.
+_MOST_EXAMINED = 200
+#: Holes are compared at this long side, and blurred by this many of its pixels, so that large shapes count and texture
+#: does not.
+_COARSE_PX, _BLUR_PX = 64, 9
+#: Over the long side: the radius of a hole, and how far around it matches are used.
+_RADIUS_RATIO, _AROUND_RATIO = 0.12, 0.22
+#: Holes that are tried for a pair; matches that must fit one motion in the hole and around it, and what part of all
+#: there must fit it, to this many coarse pixels.
+_TRIES, _LEAST_MATCHES, _LEAST_FITTING, _FIT_PX = 40, 4, 0.7, 1.0
 #: Marks in a row; more could not be told apart in cells of this size.
 _MARKS = 4
 
 
 @dataclass(frozen=True)
-class MovedMask:
-    """A mask over what moved.
+class ShowcaseHole:
+    """A hole that the surroundings do not explain, and the reference does.
 
     Attributes:
         mask: (H, W) uint8, 255 = repaint, of the pair's first image.
-        moved_ratio: how far what it covers moved from one image to the other, over their long side.
-        against_ratio: how far of that against the median of all matches: large over things, 0 where the camera moved.
+        margin: mean squared difference from the source, of colours in 0..255: that of the better of inpainting and
+            copying the reference in place, less that of the reference moved there by its matches. Large: one must find
+            the matching part of the reference to fill the hole.
     """
 
     mask: np.ndarray
-    moved_ratio: float
-    against_ratio: float
+    margin: float
 
 
-def find_moved_mask(pair: Pair) -> MovedMask | None:
-    """Find where neighbouring matches moved farthest together, over the image and against the rest of it.
-
-    Copying the reference in place is wrong there. A function of the stored matches alone.
+def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
+    """Find the hole of a pair with the largest margin; a function of its frames and stored matches alone.
 
     Returns:
-        None where no matches lie together and move alike, as in a photograph.
+        None if nowhere enough matches move alike, as in a photograph.
     """
     height, width = pair.size_px
-    long_side = max(height, width)
-    points = pair.a_points.astype(np.float64)
-    moves = pair.b_points.astype(np.float64) - points
-    count = min(_GROUP, len(points))
-    if count < 3:
+    if len(pair.a_points) < 2 * _LEAST_MATCHES:
         return None
-    groups = cKDTree(points).query(points, k=count)[1]  # (K, count)
-    middle = np.median(moves[groups], axis=1)  # (K, 2)
-    length = np.linalg.norm(middle, axis=1)
-    allowed = _ALIKE * length + _ALIKE_RATIO * long_side
-    against = np.linalg.norm(middle - np.median(moves, axis=0), axis=1)
-    alike = np.linalg.norm(moves[groups] - middle[:, None], axis=-1) <= allowed[:, None]  # (K, count)
-    score = np.where(alike.mean(axis=1) >= _AGREEING, length + against, 0)
-    best = int(score.argmax())
-    if not score[best]:
+    source, scale = _make_coarse(pair.read_a())
+    reference, reference_scale = _make_coarse(pair.read_b())
+    places, targets = pair.a_points * scale, pair.b_points * reference_scale  # (K, 2), coarse pixels
+    size = source.shape[1::-1]
+    in_place = cv2.resize(reference, size)
+    radius, around = _RADIUS_RATIO * _COARSE_PX, _AROUND_RATIO * _COARSE_PX
+    best_margin, best_place = 0.0, None
+    for place in places[:: max(1, len(places) // _TRIES)]:
+        if (place < radius).any() or (place > np.subtract(size, radius)).any():
+            continue
+        distance = np.linalg.norm(places - place, axis=1)
+        near = distance < around
+        if min((distance < radius).sum(), (near & (distance >= radius)).sum()) < _LEAST_MATCHES:
+            continue
+        motion, fits = cv2.estimateAffinePartial2D(targets[near], places[near], ransacReprojThreshold=_FIT_PX)
+        is_inside, fits = distance[near] < radius, np.ravel(fits) > 0
+        few = min((fits & is_inside).sum(), (fits & ~is_inside).sum()) < _LEAST_MATCHES
+        if motion is None or few or fits.mean() < _LEAST_FITTING:
+            continue
+        hole = _draw_disc(source.shape[:2], place, radius)
+        is_hole = hole > 0
+        if cv2.warpAffine(np.full(reference.shape[:2], 255, np.uint8), motion, size)[is_hole].min() < 255:
+            continue  # the reference does not show all of it
+        matching = cv2.warpAffine(reference, motion, size)
+        guess = opencv_inpaint(source, hole, np.ones_like(hole))
+        errors = [_compare_colours(image, source, is_hole) for image in (matching, guess, in_place)]
+        margin = float(min(errors[1:]) - errors[0])
+        if margin > best_margin:
+            best_margin, best_place = margin, place
+    if best_place is None:
         return None
-    covered = points[groups[best]][alike[best]]
-    mask = cv2.fillConvexPoly(
-        np.zeros((height, width), np.uint8), cv2.convexHull(covered.round().astype(np.int32)), 255
-    )
-    margin = round(_MARGIN_RATIO * long_side)
-    mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
-    x, y, w, h = cv2.boundingRect(mask)
-    least = round(_LEAST_RATIO * long_side)
-    if min(w, h) < least:
-        axes = max(w, least) // 2, max(h, least) // 2
-        cv2.ellipse(mask, (x + w // 2, y + h // 2), axes, 0, 0, 360, 255, -1)
-    return MovedMask(mask, float(length[best]) / long_side, float(against[best]) / long_side)
+    return ShowcaseHole(_draw_disc((height, width), best_place / scale, radius / scale), best_margin)
 
 
-def find_farthest_moved(pairs: Iterable[Pair]) -> list[tuple[Pair, MovedMask]]:
-    """Find for each video the pair in which something moved farthest, and its mask; the farthest first."""
-    candidates = [(pair, moved) for pair in pairs if (moved := find_moved_mask(pair)) is not None]
-    candidates.sort(key=lambda row: (-row[1].moved_ratio - row[1].against_ratio, row[0].pair_id))
-    of_source: dict[str, tuple[Pair, MovedMask]] = {}
-    for pair, moved in candidates:
-        of_source.setdefault(pair.source_hash, (pair, moved))
+def _make_coarse(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Reduce an image to the coarse long side; return it with its scale."""
+    height, width = image.shape[:2]
+    scale = _COARSE_PX / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
+def _compare_colours(image: np.ndarray, source: np.ndarray, is_hole: np.ndarray) -> float:
+    """Compute the mean squared difference in the hole, of colours that are averaged over neighbouring pixels."""
+    difference = np.where(is_hole[..., None], image.astype(np.float32) - source, 0)
+    return float(np.square(cv2.blur(difference, (_BLUR_PX, _BLUR_PX)))[is_hole].mean())
+
+
+def _draw_disc(shape: tuple[int, int], centre: np.ndarray, radius: float) -> np.ndarray:
+    """Draw a disc of 255 into zeros, (H, W) uint8."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.where(np.hypot(x - centre[0], y - centre[1]) <= radius, np.uint8(255), np.uint8(0))
+
+
+def find_showcase_holes(pairs: Iterable[Pair]) -> list[tuple[Pair, ShowcaseHole]]:
+    """Find for each video the pair and the hole with the largest margin, sorted by it, the largest first."""
+    candidates = []
+    for pair in pairs:
+        with suppress(DataError):  # a frame cannot be read, which whoever evaluates it reports
+            if (hole := find_showcase_hole(pair)) is not None:
+                candidates.append((pair, hole))
+    candidates.sort(key=lambda row: (-row[1].margin, row[0].pair_id))
+    of_source: dict[str, tuple[Pair, ShowcaseHole]] = {}
+    for pair, hole in candidates:
+        of_source.setdefault(pair.source_hash, (pair, hole))
     return list(of_source.values())
 
 
-def choose_showcase_pairs(plans: Sequence[SamplePlan], most: int = SHOWCASE_ROWS) -> list[tuple[SamplePlan, MovedMask]]:
-    """Choose the pairs in which things moved farthest, each of another video; no result plays a part.
+def choose_showcase_pairs(
+    plans: Sequence[SamplePlan], most: int = SHOWCASE_ROWS
+) -> list[tuple[SamplePlan, ShowcaseHole]]:
+    """Choose the pairs with the largest margins, each of another video; no result plays a part.
 
     Args:
-        plans: that are evaluated.
+        plans: that are evaluated, of which the first ones are examined.
         most: how many at most.
     """
-    plan_of = {plan.pair.pair_id: plan for plan in plans}
-    chosen = find_farthest_moved(plan.pair for plan in plans)[:most]
-    return [(plan_of[pair.pair_id], moved) for pair, moved in chosen]
+    plan_of = {plan.pair.pair_id: plan for plan in plans[:_MOST_EXAMINED]}
+    chosen = find_showcase_holes(plan.pair for plan in plan_of.values())[:most]
+    return [(plan_of[pair.pair_id], hole) for pair, hole in chosen]
 
 
-def load_showcase_sample(plan: SamplePlan, moved: MovedMask, size_px: int, seed: int) -> EvalSample:
+def load_showcase_sample(plan: SamplePlan, hole: ShowcaseHole, size_px: int, seed: int) -> EvalSample:
     """Load the sample of a pair, see `load_sample`, with this mask in place of the evaluation's own."""
-    return replace(load_sample(plan, "natural", size_px, seed), mask=canvas.letterbox_mask(moved.mask, size_px))
+    return replace(load_sample(plan, "natural", size_px, seed), mask=canvas.letterbox_mask(hole.mask, size_px))
 
 
 @dataclass(frozen=True)
@@ -130,19 +167,29 @@ class ShowcaseRow:
 
 
 def make_showcase_row(
-    caption: str, sample: EvalSample, result: np.ndarray, correspondence: Correspondence | None
+    caption: str, sample: EvalSample, hole: ShowcaseHole, result: np.ndarray, correspondence: Correspondence | None
 ) -> ShowcaseRow:
-    """Cut source, first reference, result and target of a natural sample out of their padding."""
-    (x0, y0, x1, y1), (u0, v0, u1, v1), _ = find_area_boxes(sample, "natural")
-    source, mask, painted = (image[y0:y1, x0:x1] for image in (sample.source, sample.mask, result))
+    """Show an edit of a natural sample as users get it: pasted back into the source, at the size of its frames."""
+    pair = sample.plan.pair
+    source, reference = pair.read_a(), pair.read_b()
+    height, width = source.shape[:2]
+    enlarged = canvas.crop_back(result, height, width)
+    pasted = canvas.paste_back(enlarged, source, hole.mask).round().astype(np.uint8)
     if correspondence is not None:
-        correspondence = correspondence.select_reference(0)
+        area, reference_area, _ = find_area_boxes(sample, "natural")
+        found = correspondence.select_reference(0)
         correspondence = replace(
-            correspondence,
-            source_xy=correspondence.source_xy - (x0, y0),
-            reference_xy=correspondence.reference_xy - (u0, v0),
+            found,
+            source_xy=_move_to_frame(found.source_xy, area, source),
+            reference_xy=_move_to_frame(found.reference_xy, reference_area, reference),
         )
-    return ShowcaseRow(caption, source, mask, sample.reference[v0:v1, u0:u1], [painted, source], correspondence)
+    return ShowcaseRow(caption, source, hole.mask, reference, [pasted, source], correspondence)
+
+
+def _move_to_frame(points: np.ndarray, area: tuple[int, int, int, int], frame: np.ndarray) -> np.ndarray:
+    """Move points (N, 2) from a canvas, which shows the frame in an area (x0, y0, x1, y1), to pixels of the frame."""
+    x0, y0, x1, y1 = area
+    return (points - (x0, y0)) * (frame.shape[1] / (x1 - x0), frame.shape[0] / (y1 - y0))
 
 
 def make_showcase_sheet(

@@ -46,8 +46,8 @@ class AttentionMaps:
         chosen = {key: maps for key, maps in self.sums.items() if path in (None, key[0]) and third in (None, key[1])}
         if not chosen:
             raise InputError(
-                "no reference attention was recorded: it needs a reference U-Net, a step in every third, and the "
-                "default attention back end"
+                "no reference attention was recorded: recording needs a reference U-Net, at least one step in every "
+                "third, and the default attention backend"
             )
         finest = max(maps.shape[-1] for maps in chosen.values())
         total = torch.zeros_like(_spread(next(iter(chosen.values())), finest, divide=False))
@@ -112,7 +112,7 @@ class AttentionAtTokens:
         step = self._steps_seen.get(path, 0)
         if len(query) != 1 or step >= self.num_steps:
             raise InputError(
-                f"{len(query)} rows at step {step + 1}; this record is for one source and {self.num_steps} steps"
+                f"got {len(query)} rows at step {step + 1}, but this record takes one source and {self.num_steps} steps"
             )
         self._steps_seen[path] = step + 1
         q, k = query[0].float(), reference_key[0].float()  # (N, heads, d), (M, heads, d)

@@ -75,11 +75,11 @@ def find_unseen_photographs(folder: Path, training: TrainingData | None) -> tupl
         if path.suffix.lower() in _IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
     )
     if not found:
-        raise InputError(f"{folder} holds no photographs ({', '.join(_IMAGE_SUFFIXES)})")
+        raise InputError(f"{folder} contains no photographs ({', '.join(_IMAGE_SUFFIXES)})")
     hashes = training.source_hashes if training else frozenset[str]()
     seen = [path for path in found if hash_file(path)[:HASH_DIGITS] in hashes]
     if len(seen) == len(found):
-        raise InputError(f"the model was trained on all {len(found)} photographs in {folder}; name others")
+        raise InputError(f"the model was trained on all {len(found)} photographs in {folder}; use other photographs")
     return [path for path in found if path not in seen], seen
 
 
@@ -108,7 +108,9 @@ def make_photograph_tasks(
     """
     tasks, empty = [], []
     if max_pairs is not None and max_pairs < len(strengths):
-        raise InputError(f"{max_pairs} pairs of views at {len(strengths)} strengths: ask for {len(strengths)} or more")
+        raise InputError(
+            f"expected at least {len(strengths)} pairs of views for {len(strengths)} strengths, got {max_pairs}"
+        )
     count = len(files) if max_pairs is None else min(len(files), max_pairs // len(strengths))
     for number in range(count):
         file = files[len(files) * number // count]
@@ -144,7 +146,7 @@ def read_homography_tasks(root: Path, size_px: int, max_pairs: int | None) -> tu
     """
     folders = [folder for folder in (root, *sorted(root.glob("*"))) if folder.is_dir() and _find_matrices(folder)]
     if not folders:
-        raise InputError(f"{root} holds no images with homographies; expected are {_LAYOUT}")
+        raise InputError(f"{root} contains no images with homographies; expected {_LAYOUT}")
     pairs = [(folder, number, file) for folder in folders for number, file in _find_matrices(folder).items()]
     by_folder: dict[str, list[int]] = {}
     for index, (folder, _, _) in enumerate(pairs):
@@ -172,12 +174,14 @@ def read_homography(file: Path) -> np.ndarray:
     try:
         rows = [[float(word) for word in line.split()] for line in file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as a homography, three lines of three numbers ({error})") from error
+        raise DataError(f"{file} cannot be read as a homography with three lines of three numbers ({error})") from error
     if [len(row) for row in rows] != [3, 3, 3]:
-        raise DataError(f"{file} holds {[len(row) for row in rows]} numbers a line; a homography has three lines of 3")
+        raise DataError(
+            f"{file} has lines of {[len(row) for row in rows]} numbers; a homography has three lines of 3 numbers"
+        )
     matrix = np.array(rows, np.float64)
     if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
-        raise DataError(f"{file} is no homography: its numbers are not finite, or the matrix has no inverse")
+        raise DataError(f"{file} is not a homography: its numbers are not finite, or the matrix has no inverse")
     return matrix
 
 
@@ -187,7 +191,7 @@ def _find_matrices(folder: Path) -> dict[int, Path]:
     for file in sorted(folder.iterdir()):
         match = _MATRIX_NAME.fullmatch(file.name)
         if match and (twin := found.setdefault(int(match[1] or match[2]), file)) != file:
-            raise DataError(f"{twin} and {file.name} are homographies to the same image; leave one")
+            raise DataError(f"{twin} and {file.name} are homographies to the same image; keep only one of them")
     return dict(sorted(found.items()))
 
 
@@ -201,8 +205,8 @@ def _find_image(folder: Path, number: int, matrix_file: Path) -> Path:
     if len(found) != 1:
         there = ", ".join(file.name for file in found) or "none"
         raise DataError(
-            f"{matrix_file} belongs to an image {number}.ppm or img{number}.ppm (or png, jpg) beside it; "
-            f"there must be one, found: {there}"
+            f"{matrix_file} needs exactly one image {number}.ppm or img{number}.ppm (or png, jpg) in the same "
+            f"folder, found: {there}"
         )
     return found[0]
 
@@ -267,5 +271,5 @@ def _is_within(points: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 def _refuse_none(tasks: list[TransferTask], what: str) -> list[TransferTask]:
     if not tasks:
-        raise DataError(f"no two {what} show a keypoint in common")
+        raise DataError(f"no two {what} share a keypoint")
     return tasks

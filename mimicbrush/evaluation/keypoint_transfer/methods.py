@@ -69,7 +69,7 @@ class FeatureTransfer:
             or pipeline.reference_unet is None
             or isinstance(pipeline.reference_unet, KeyValueReferenceUNet)
         ):
-            raise NoFeaturesError("a reference U-Net shares them as hidden states, and this pipeline has none")
+            raise NoFeaturesError("this pipeline has no reference U-Net that shares hidden states")
         self.pipeline, self.timestep, self.dinov2 = pipeline, timestep, dinov2
 
     def __call__(self, task: TransferTask) -> np.ndarray:
@@ -118,7 +118,7 @@ def remove_training(
         seed: of random weights.
     """
     if isinstance(pipeline, MimicBrushPipeline):
-        return make_untrained(pipeline, seed), "one draw of random weights; its interval is over sources only"
+        return make_untrained(pipeline, seed), "one set of random weights; the interval covers only the sources"
     parts = pipeline.imitation, pipeline.prompt, pipeline.is_trained
     if getattr(pipeline.pipeline.transformer, "peft_config", None):
         return KleinPipeline(pipeline.pipeline, *parts, lora_scale=0), "the base model without the LoRA"
@@ -128,7 +128,7 @@ def remove_training(
         fresh = type(transformer).from_config(transformer.config).eval()
     components = {**pipeline.pipeline.components, "transformer": fresh}
     before = Flux2KleinPipeline(**components, is_distilled=pipeline.pipeline.config.is_distilled)
-    return KleinPipeline(before, *parts), "one draw of random weights; its interval is over sources only"
+    return KleinPipeline(before, *parts), "one set of random weights; the interval covers only the sources"
 
 
 def make_untrained(pipeline: MimicBrushPipeline, seed: int) -> MimicBrushPipeline:

@@ -31,7 +31,7 @@ def find_correct(found_xy: np.ndarray, task: TransferTask, alpha: float) -> np.n
         DataError: not one finite place for each keypoint.
     """
     if found_xy.shape != task.reference_xy.shape or not np.isfinite(found_xy).all():
-        raise DataError(f"a method must give {task.reference_xy.shape} finite places, got {found_xy.shape}")
+        raise DataError(f"a method must return finite places of shape {task.reference_xy.shape}, got {found_xy.shape}")
     return np.linalg.norm(found_xy - task.reference_xy, axis=1) <= alpha * task.extent_px
 
 

@@ -85,7 +85,7 @@ def make_warped_tasks(
         else:
             empty.append(pair.pair_id)
     if not tasks:
-        raise DataError(f"none of {len(pairs)} pairs has keypoints that both of its images show")
+        raise DataError(f"none of {len(pairs)} pairs has keypoints that are visible in both images")
     return tasks, empty
 
 
@@ -107,7 +107,9 @@ def read_spair_tasks(root: Path, size_px: int, max_pairs: int | None, split: str
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise InputError(f"{folder} holds no annotations; SPair-71k has PairAnnotation/{split}/*.json and JPEGImages/")
+        raise InputError(
+            f"{folder} contains no annotations; expected SPair-71k with PairAnnotation/{split}/*.json and JPEGImages/"
+        )
     count = len(files) if max_pairs is None else min(max_pairs, len(files))
     return [_read_spair_task(root, files[len(files) * number // count], size_px) for number in range(count)]
 
@@ -122,7 +124,9 @@ def _read_spair_task(root: Path, file: Path, size_px: int) -> TransferTask:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as an annotation of SPair-71k ({error!r})") from error
     if source_points.shape != target_points.shape or source_points.ndim != 2 or source_points.shape[1] != 2:
-        raise DataError(f"{file}: {source_points.shape} keypoints in one image, {target_points.shape} in the other")
+        raise DataError(
+            f"{file}: the keypoints of the two images have the shapes {source_points.shape} and {target_points.shape}"
+        )
     shown = [np.asarray(read_image(path_inside(root / "JPEGImages", name), "RGB")) for name in names]
     fits = [letterbox_matrix(each.shape[1], each.shape[0], size_px) for each in shown]
     source, reference = (

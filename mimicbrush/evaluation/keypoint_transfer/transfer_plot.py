@@ -32,7 +32,7 @@ def plot_transfers(
     width = 2 * _SIDE_PX + _GAP_PX
     sheet = Image.new("RGB", (width, 2 * _TITLE_PX + count * (_SIDE_PX + _TITLE_PX)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    draw.text((4, 5), f"Keypoints of a source, carried to its reference by {title}", "black", font)
+    draw.text((4, 5), f"Keypoints of a source, found in its reference by {title}", "black", font)
     _plot_legend(draw)
     for number, index in enumerate(shown):
         _plot_task(sheet, tasks[index], found[index], 2 * _TITLE_PX + number * (_SIDE_PX + _TITLE_PX))
@@ -43,9 +43,9 @@ def _plot_legend(draw: ImageDraw.ImageDraw) -> None:
     font = ImageFont.load_default(_FONT_PX)
     x, y = 14.0, 1.5 * _TITLE_PX
     for colour, words in (
-        (RIGHT, f"found: within {ALPHA:g} of the side of the true place"),
-        (WRONG, "not found"),
-        (_TRUTH, "where a red one should end"),
+        (RIGHT, f"correct: within {ALPHA:g} of the side"),
+        (WRONG, "wrong"),
+        (_TRUTH, "true place of a wrong one"),
     ):
         _plot_mark(draw, np.array([x, y]), colour, "", 2 * _SIDE_PX)
         draw.text((x + 12, y), words, "black", font, anchor="lm")
@@ -56,7 +56,7 @@ def _plot_task(sheet: Image.Image, task: TransferTask, found: np.ndarray, top: i
     """Two panels below `top`, with a line of figures above them."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
     is_right = find_correct(found, task, ALPHA)
-    counted = f"{int(is_right.sum())} of {len(found)} found"
+    counted = f"{int(is_right.sum())} of {len(found)} correct"
     draw.text((4, top + _TITLE_PX - 4), "source", "black", font, anchor="ls")
     where = f"reference{f' ({task.set_name})' if task.set_name else ''}: {counted}"
     draw.text((_SIDE_PX + _GAP_PX + 4, top + _TITLE_PX - 4), where, "black", font, anchor="ls")

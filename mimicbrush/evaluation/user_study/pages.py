@@ -27,9 +27,9 @@ from mimicbrush.ops import counter_rng
 
 #: What is asked, and how it is put to the raters. The first is the best: rank 1.
 QUESTIONS = {
-    "fidelity": "Which one shows best, in the marked region, what the reference shows there?",
-    "harmony": "Which one fits best into its surroundings?",
-    "quality": "Which one is the best image, sharp and without faults?",
+    "fidelity": "In the marked region, which result best shows what the reference shows?",
+    "harmony": "Which result fits best into its surroundings?",
+    "quality": "Which result is the best image: sharp and without defects?",
 }
 KEY_FORMAT, ANSWERS_FORMAT = "mimicbrush user study key 1", "mimicbrush user study answers 1"
 RATERS_FOLDER, PAGE_NAME, KEY_NAME = "for_raters", "study.html", "key.json"
@@ -56,7 +56,7 @@ class StudyFiles:
 
 
 def find_editors(evaluation: Path) -> list[str]:
-    """Find the editors whose results an evaluation holds, by name.
+    """List the names of the editors whose results an evaluation contains.
 
     Raises:
         InputError: fewer than two, or more than there are letters.
@@ -104,7 +104,7 @@ def make_study(
     unknown = sorted(set(names) - set(known))
     if unknown or len(set(names)) != len(names) or not 2 <= len(names) <= len(LETTERS):
         raise InputError(
-            f"editors {names}: expected 2 to {len(LETTERS)} different ones of {known}"
+            f"editors {names}: expected 2 to {len(LETTERS)} different editors out of {known}"
             + (f"; unknown: {unknown}" if unknown else "")
         )
     read = read_benchmark(benchmark)
@@ -117,7 +117,9 @@ def make_study(
             usable.append(case)
     if not usable:
         reasons = "; ".join(f"{fault.path}: {fault.reason}" for fault in faults[:3])
-        raise DataError(f"no case has a result of each of {names} ({reasons}); complete them with mimicbrush evaluate")
+        raise DataError(
+            f"no case has results of all editors {names} ({reasons}); make the missing results with mimicbrush evaluate"
+        )
     chosen = _choose_cases(usable, max_cases, seed)
     questions, key = [], {}
     for number, case in enumerate(chosen, 1):
@@ -136,7 +138,7 @@ def make_study(
         (folder / KEY_NAME).write_text(json.dumps({**about, "cases": key}, indent=1) + "\n", encoding="utf-8")
 
     if output.is_dir() and any(output.iterdir()) and not (output / KEY_NAME).is_file():
-        raise InputError(f"--output {output} holds something that is no study; name another folder")
+        raise InputError(f"--output {output} is not empty and not a user study; name another folder")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     replace_folder(output, write)
     return StudyFiles(study, tuple(names), len(chosen), faults)
@@ -151,7 +153,9 @@ def _find_fault(case: Case, evaluation: Path, editors: Sequence[str]) -> Benchma
         except MimicBrushError as error:
             return BenchmarkFault(path, str(error).removeprefix(f"{path}: "))
         if found != size:
-            return BenchmarkFault(path, f"{found[0]} x {found[1]} px, its source {size[0]} x {size[1]} px")
+            return BenchmarkFault(
+                path, f"the result is {found[0]} x {found[1]} px, but its source is {size[0]} x {size[1]} px"
+            )
     return None
 
 
@@ -160,7 +164,7 @@ def _result_path(case: Case, evaluation: Path, editor: str) -> Path:
 
 
 def _choose_cases(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
-    """Choose at most so many cases, the tracks in turn, each in an order of its own; then mix them."""
+    """Choose at most this many cases from the tracks in turn, each in a random order, then shuffle them."""
     rng = counter_rng.generator(seed, len(cases))
     queues = [[case for case in cases if case.track.name == track] for track in TRACKS]
     queues = [[queue[n] for n in rng.permutation(len(queue))] for queue in queues]
@@ -191,7 +195,7 @@ def _embed_images(
 
 
 def _embed_jpeg(image: np.ndarray, long_side_px: int) -> str:
-    """Make a data address of an image; nothing of its file comes along."""
+    """Make a data URL of an image, without the metadata of its file."""
     scale = long_side_px / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -94,12 +94,12 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
         answers = _read_file(path, ANSWERS_FORMAT)
         if answers.get("study") != key["study"]:
             raise InputError(
-                f"{path} answers study {answers.get('study')}, {key_path} is the key of {key['study']}; score each "
-                "study with its own key"
+                f"{path} belongs to study {answers.get('study')}, but {key_path} is the key of {key['study']}; score "
+                "each study with its own key"
             )
         rater = str(answers.get("rater"))
         if rater in raters:
-            raise InputError(f"{raters[rater]} and {path} are of one rater ({rater}); give the later one alone")
+            raise InputError(f"{raters[rater]} and {path} are from the same rater ({rater}); give only the later one")
         raters[rater] = path
         ranks[row] = _read_ranks(path, answers, key, editors)
         missing = int(np.isnan(ranks[row, :, :, 0]).sum())
@@ -109,7 +109,7 @@ def score_study(key_path: Path, answer_paths: Sequence[Path], seed: int = 0) -> 
     for number, question in enumerate(QUESTIONS):
         of_question = ranks[:, :, number]  # (raters, cases, editors)
         if np.isnan(of_question).all():
-            raise DataError(f"nobody ranked all results of any case for {question}: there is nothing to score")
+            raise DataError(f"no rater ranked all results of any case for {question}, so there is nothing to score")
         for column, editor in enumerate(editors):
             values = of_question[:, :, column]
             counted = values[~np.isnan(values)]
@@ -153,7 +153,7 @@ def bootstrap_by_rater_and_case(values: np.ndarray, seed: int, resamples: int = 
 
 
 def format_scores(found: StudyScores) -> str:
-    """Format the scores as a Markdown table, with the paper's below: of other images, raters and rivals."""
+    """Format the scores as a Markdown table, with the scores of the paper below."""
     heads = "".join(f" {question}, best % |" for question in QUESTIONS)
     lines = [f"| editor |{heads} mean rank |", "|---|" + "---|" * (len(QUESTIONS) + 1)]
     for editor, row in found.scores.items():
@@ -165,19 +165,20 @@ def format_scores(found: StudyScores) -> str:
     chance = 100 / len(found.scores)
     lines += [
         "",
-        f"{found.raters} raters, {found.cases} cases; by chance each would be best in {chance:.1f} %. In brackets: "
-        "95 % intervals over raters and cases. The paper's rows are of other images, raters and rivals.",
+        f"{found.raters} raters, {found.cases} cases. By chance, each editor would be best in {chance:.1f} %. "
+        "Brackets show 95 % intervals over raters and cases. The paper's rows come from other images, raters and "
+        "editors.",
     ]
     if found.raters == 1:
-        lines.append("One rater: the intervals say nothing about other raters.")
+        lines.append("There is only one rater, so the intervals say nothing about other raters.")
     return "\n".join(lines)
 
 
 def _read_ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editors: list[str]) -> np.ndarray:
-    """(cases, questions, editors), NaN for all editors where a ranking is not whole."""
+    """Read the ranks, (cases, questions, editors); NaN for all editors if a ranking is incomplete."""
     given = answers.get("answers")
     if not isinstance(given, dict) or set(given) - set(key["cases"]):
-        raise InputError(f"{path}: its answers are not about the cases of this study; download them again")
+        raise InputError(f"{path}: its answers do not belong to the cases of this study; download the answers again")
     ranks = np.full((len(key["cases"]), len(QUESTIONS), len(editors)), np.nan)
     for row, (case, facts) in enumerate(key["cases"].items()):
         letters = facts["letters"]
@@ -186,7 +187,7 @@ def _read_ranks(path: Path, answers: dict[str, Any], key: dict[str, Any], editor
             ranking = of_case.get(question, {}) if isinstance(of_case, dict) else of_case
             if not _is_ranking(ranking, letters):
                 raise InputError(
-                    f"{path}: {ranking!r} is no ranking of {', '.join(letters)} from 1 to {len(editors)} "
+                    f"{path}: {ranking!r} is not a ranking of {', '.join(letters)} from 1 to {len(editors)} "
                     f"({case}, {question}); download the answers again"
                 )
             if len(ranking) == len(editors):
@@ -210,7 +211,7 @@ def _read_file(path: Path, expected: str) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error})") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != expected:
-        raise InputError(f"{path}: expected {expected!r}, found {found!r}")
+        raise InputError(f"{path}: expected the format {expected!r}, got {found!r}")
     if absent := [name for name in _FIELDS[expected] if name not in values]:
-        raise InputError(f"{path}: damaged, it lacks {', '.join(absent)}")
+        raise InputError(f"{path} is damaged: it lacks {', '.join(absent)}")
     return dict(values)

@@ -1,4 +1,4 @@
-"""Lists of clips of the web: a CSV with address, licence, maker, hash and time range. It holds no pixels."""
+"""Lists of clips from the web: a CSV with address, licence, author, hash and time range."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mimicbrush.io.text import make_storable
 from mimicbrush.mining.input_list import SHA256, read_seconds
 from mimicbrush.mining.plan import VIDEO_SUFFIXES
 
-#: What a fetched folder holds beside its clips: the list, who made them, and hashes that nobody had stated.
+#: Other files in a folder of clips: the list, the authors, and hashes that the list did not have.
 LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
 _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
-#: Beside a clip that is being fetched lie files whose names are a little longer than its own.
+#: Temporary files of a download have slightly longer names than the clip.
 _LONGEST_PART = 200
 _SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")
@@ -41,8 +41,8 @@ class Clip:
         url: where it comes from.
         licence: its name, such as "CC BY 4.0".
         attribution: who made it, as the licence wants it said.
-        sha256: hex; "" where nobody has stated it yet.
-        bytes: its size; "" where it is not known.
+        sha256: hex; "" if it is not known yet.
+        bytes: its size; "" if it is not known.
         start_s, end_s: seconds between which pairs are mined; "" for its beginning and its end.
     """
 
@@ -57,7 +57,7 @@ class Clip:
 
     @property
     def num_bytes(self) -> int | None:
-        """Its size; None where it is not known."""
+        """Size in bytes; None if it is not known."""
         return int(self.bytes) if self.bytes else None
 
 
@@ -65,27 +65,27 @@ _COLUMNS = [each.name for each in fields(Clip)]
 
 
 def read_clip_list(path: Path) -> list[Clip]:
-    """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`; the first four are needed.
+    """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`. The first four are required.
 
     Raises:
         InputError: there is no such file; or names the entry, and what is wrong with it.
     """
     if not path.exists():
-        raise InputError(f"there is no list {path}; name a CSV file with the columns {', '.join(_NEEDED)}")
+        raise InputError(f"there is no list {path}; give a CSV file with the columns {', '.join(_NEEDED)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="", strict=True)
             columns = list(reader.fieldnames or [])
             if twice := sorted({name for name in columns if columns.count(name) > 1}):
-                raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; keep one")
+                raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; remove one")
             if missing := [name for name in _NEEDED if name not in columns]:
-                raise InputError(f"{path} has no column {missing[0]}; a list of clips has {', '.join(_COLUMNS)}")
+                raise InputError(f"{path} has no column {missing[0]}; expected the columns {', '.join(_COLUMNS)}")
             rows = [{str(name): str(cell).strip() for name, cell in row.items()} for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8 ({make_storable(str(error))})") from error
     clips = [_build_clip(row, f"{path}, entry {number}") for number, row in enumerate(rows, start=1)]
     if not clips:
-        raise InputError(f"{path} names no clip")
+        raise InputError(f"{path} lists no clips")
     _check_apart(path, clips)
     return clips
 
@@ -95,12 +95,12 @@ def _check_apart(path: Path, clips: Sequence[Clip]) -> None:
     names: set[str] = set()
     for clip in clips:
         if clip.path.casefold() in names:
-            raise InputError(f"{path}: {clip.path!r} is named twice (capitals do not count)")
+            raise InputError(f"{path}: {clip.path!r} is listed twice (upper and lower case are equal)")
         names.add(clip.path.casefold())
     for clip in clips:
         for folder in PurePosixPath(clip.path.casefold()).parents:
             if str(folder) in names:
-                raise InputError(f"{path}: {clip.path!r} lies in a folder that is the name of another clip")
+                raise InputError(f"{path}: {clip.path!r} is in a folder with the name of another clip")
 
 
 def _build_clip(row: Mapping[str, str], where: str) -> Clip:
@@ -109,31 +109,33 @@ def _build_clip(row: Mapping[str, str], where: str) -> Clip:
     clip = Clip(**values | {name: " ".join(values[name].split()) for name in ("licence", "attribution")})
     clip = replace(clip, sha256=clip.sha256.lower())
     if "None" in row:
-        raise InputError(f"{where}: more cells than the header has; quote cells that hold commas")
+        raise InputError(f"{where}: more cells than in the header; put quotes around cells with commas")
     if absent := [name for name in _NEEDED if not getattr(clip, name)]:
-        raise InputError(f"{where}: {absent[0]} is empty. A clip without licence and maker is not to be trained on")
+        raise InputError(
+            f"{where}: {absent[0]} is empty. A clip without licence and author must not be used for training"
+        )
     name = PurePosixPath(clip.path)
     is_inside = not name.is_absolute() and ".." not in name.parts and "\\" not in clip.path
     if not is_inside or name.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(
-            f"{where}: path {make_storable(clip.path, 80)!r} must be the name of a video inside the folder"
+            f"{where}: path {make_storable(clip.path, 80)!r}: expected the name of a video inside the folder"
         )
     if clip.path.endswith("/") or not _has_plain_name(name):
         raise InputError(
-            f"{where}: path {make_storable(clip.path, 80)!r}: a name must be printable, must not begin with a dot or "
-            f"be {', '.join(_OWN_NAMES)}, and each part has at most {_LONGEST_PART} bytes"
+            f"{where}: path {make_storable(clip.path, 80)!r}: a name must be printable, must not start with a dot, "
+            f"must not be {', '.join(_OWN_NAMES)}, and each part can have at most {_LONGEST_PART} bytes"
         )
     try:
         check_address(clip.url)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if clip.sha256 and not SHA256.fullmatch(clip.sha256):
-        raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r} is not 64 hexadecimal digits")
+        raise InputError(f"{where}: sha256 {make_storable(clip.sha256, 80)!r}: expected 64 hexadecimal digits")
     if clip.bytes and not (_SIZE.fullmatch(clip.bytes) and int(clip.bytes) > 0):
-        raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r} must be a whole number above 0")
+        raise InputError(f"{where}: bytes {make_storable(clip.bytes, 40)!r}: expected a whole number above 0")
     start_s, end_s = (read_seconds(getattr(clip, each), f"{where}: {each}") for each in ("start_s", "end_s"))
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise InputError(f"{where}: end_s={clip.end_s} is not after start_s={clip.start_s or 0}")
+        raise InputError(f"{where}: end_s={clip.end_s} must be larger than start_s={clip.start_s or 0}")
     return replace(clip, path=str(name))
 
 
@@ -144,7 +146,7 @@ def _has_plain_name(name: PurePosixPath) -> bool:
 
 
 def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
-    """Write the list of the clips that are in a folder, which the miner reads, and who made them.
+    """Write the list of the clips in a folder, for the miner, and their authors.
 
     Args:
         folder: of the clips; it gets `LIST_NAME` and `CREDITS_NAME`.
@@ -164,10 +166,10 @@ def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
 
 def _describe_makers(clips: Sequence[Clip]) -> str:
     lines = [
-        "# Who made these clips",
+        "# Authors of these clips",
         "",
-        "Name them wherever you publish the clips, or frames of them. Frames that were mined from them have been",
-        "changed: they are single images, and large ones were reduced.",
+        "Name the authors wherever you publish the clips or frames of them. Mined frames are changed: they are",
+        "single images, and large ones were reduced.",
         "",
     ]
     for clip in clips:

@@ -1,4 +1,4 @@
-"""The clips of a list, fetched into a folder: each whole, of the right hash, and a video."""
+"""Download the clips of a list into a folder, and check that each is a complete video with the right hash."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from mimicbrush.mining.input_list import SHA256
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container, is_container
 
-_MOVE = "Move it away, or name another folder"
+_MOVE = "Move it away, or use another folder"
 #: What a file or folder of this name can do to one clip; the others have other names.
 _OF_ITS_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass
 class FetchedClips:
-    """What became of the clips of a list.
+    """Result of downloading the clips of a list.
 
     Attributes:
         clips: those that are here, with their hashes.
         num_fetched: how many of them were fetched now.
-        pinned: those whose hash nobody had stated, and that got the one of the file that is here now.
+        pinned: clips without a hash in the list, which got the hash of the downloaded file.
         failures: clips that are not here, with the reason.
     """
 
@@ -45,7 +45,7 @@ class FetchedClips:
 def fetch_clips(
     clips: Sequence[Clip], folder: Path, *, max_bytes: int, progress: bool = True, say: Callable[[str], object] = print
 ) -> FetchedClips:
-    """Fetch the clips that are missing, one after the other; one that fails does not stop the others.
+    """Download the missing clips, one after the other. If one fails, the others are still downloaded.
 
     A clip whose hash the list does not state keeps the hash that it had when it was first fetched: `pins.json` in the
     folder holds it, and a later fetch must find the same.
@@ -91,7 +91,7 @@ def fetch_clips(
 
 
 def _read_pins(folder: Path) -> dict[str, str]:
-    """Address -> hash, of clips whose hash nobody had stated when they were first fetched into this folder."""
+    """Address -> hash, of clips without a hash in the list, from their first download into this folder."""
     path = folder / PINS_NAME
     if not path.is_file():
         return {}
@@ -101,7 +101,9 @@ def _read_pins(folder: Path) -> dict[str, str]:
             return dict(pins)
     except (OSError, ValueError, AttributeError, TypeError):
         pass
-    raise InputError(f"{path} cannot be read as hashes by address; move it away to trust what comes next")
+    raise InputError(
+        f"{path} cannot be read as a list of hashes; move it away to accept the hashes of the next download"
+    )
 
 
 def _provide(
@@ -110,24 +112,26 @@ def _provide(
     """The hash of a clip, and whether it had to be fetched."""
     path = path_inside(folder, clip.path)
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is there, and is no file. {_MOVE}")
+        raise InputError(f"{path} already exists and is not a file. {_MOVE}")
     if path.exists():
         found = hash_file(path)
         if not clip.sha256:  # then it is checked as one that was fetched now
             if clip.num_bytes not in (None, path.stat().st_size):
-                raise InputError(f"{path} is there, and has not the {clip.num_bytes} bytes of the list. {_MOVE}")
+                raise InputError(
+                    f"{path} already exists and does not have the {clip.num_bytes} bytes of the list. {_MOVE}"
+                )
             try:
-                _check_video(path, f"{path} is there, and")
+                _check_video(path, f"{path} already exists and")
             except InputError as error:
                 raise InputError(f"{error}. {_MOVE}") from error
         elif found != clip.sha256:
             raise InputError(
-                f"{path} is there, and is another file: it has the SHA-256 {found}, and the list says {clip.sha256}. "
-                f"{_MOVE}"
+                f"{path} already exists and is another file: it has the SHA-256 {found}, and the list says "
+                f"{clip.sha256}. {_MOVE}"
             )
         return found, False
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching {clip.path} from {clip.url}")
+    say(f"downloading {clip.path} from {clip.url}")
     with tqdm(
         total=clip.num_bytes, unit="B", unit_scale=True, desc=clip.path, disable=None if progress else True
     ) as bar:
@@ -148,10 +152,10 @@ def _provide(
     return found, True
 
 
-def _check_video(path: Path, named: str = "what the server sent") -> None:
+def _check_video(path: Path, named: str = "the downloaded file") -> None:
     try:
         check_container(path)
     except UntrustedFileError as error:
-        raise DownloadError(f"{named} is no whole video: {error.detail}") from error
+        raise DownloadError(f"{named} is not an intact video: {error.detail}") from error
     if not is_container(path):
-        raise DownloadError(f"{named} is no video: expected MP4, QuickTime, Matroska, WebM or AVI")
+        raise DownloadError(f"{named} is not a video: expected MP4, QuickTime, Matroska, WebM or AVI")

@@ -1,4 +1,4 @@
-"""Mined pairs as data sets of other trainers: target, source with its hole, references, mask and caption.
+"""Mined pairs as datasets for other trainers: target, source with its hole, references, mask and caption.
 
 In reading order:
 

@@ -1,4 +1,4 @@
-"""What an export gets when its parts are written: the lists of the trainer, licences, records and counts."""
+"""Files of an export that are written after its parts: the lists of the trainer, licences, records and counts."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _list_samples(rows: Iterable[tuple[str, Record]]) -> Iterator[Record]:
 def _list_split(
     folder: ExportFolder, split: ExportSplit, rows: Iterable[tuple[str, Record]]
 ) -> dict[str, Iterable[str]]:
-    """The lists of a split for the trainer; none where it has no sample."""
+    """The lists of a split for the trainer; none if it has no sample."""
     records = _Walk(lambda: (each["record"] for s, row in rows if s == split for each in row.get("samples", ())))
     write = FORMATS[folder.settings["format"]].write_lists
     if write is None or next(iter(records), None) is None:
@@ -133,10 +133,10 @@ def _describe_licences(origins: Sequence[Record]) -> Iterator[str]:
     """Say for people which licences there are, and where each sample comes from."""
     files, samples = Counter[str](), Counter[str]()
     for origin in origins:
-        licence = origin["licence"] or "not known: the list of inputs gave none"
+        licence = origin["licence"] or "unknown: the list of inputs has none"
         files[licence] += 1
         samples[licence] += origin["samples"]
-    yield "Licences of the mined files that these samples show\n\n"
+    yield "Licences of the mined files that these samples come from\n\n"
     for licence in sorted(files):
         yield f"{json.dumps(licence, ensure_ascii=False)[1:-1]}: files {files[licence]}, samples {samples[licence]}\n"
     yield f"\n{RECORDS}/origins.jsonl names each file with its licence, address and SHA-256.\n"

@@ -1,4 +1,4 @@
-"""Options of an export: what decides every byte of it. No heavy import here."""
+"""Options of an export, which decide every byte of it. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimicbrush.ranges import SEED_RANGE, check_options, number, word
 MAX_VIEWS = 1000
 #: Sides of images are multiples of this: trainers crop the others.
 SIDE_STEP_PX = 16
-#: Of every sample, where the user gives none: images apart, and side by side.
+#: Default captions: for separate images, and for images side by side.
 DEFAULT_CAPTIONS = (
     "Fill the hole of the first image with what the second image shows there.",
     "Fill the hole on the right with what the left shows there.",
@@ -30,15 +30,15 @@ class ExportOptions:
     """Options of an export.
 
     Attributes:
-        format: one of `FORMATS`.
-        data: augmentation, masks, SSIM band and held-out part, as for training; the rest is not looked at.
-        views: how often each pair is drawn, each time with another augmentation and mask.
+        format: trainer to export for, one of `FORMATS`.
+        data: augmentation, masks, SSIM range and held-out share, as for training; the other options have no effect.
+        views: samples per pair, each with another augmentation and mask.
         size_px: side of the square canvas.
-        seed: of augmentations, masks and the order of the pairs. With 0 the views are those of `data.fixed_views`.
-        jpeg_quality: of images; masks are always PNG. None: PNG, which keeps every pixel as it is.
-        side_by_side: target, source and mask get the references to their left, for trainers that take one condition
-            image; the mask is 0 there.
-        caption: of every sample that has none in `captions`; "" for none. None: see `DEFAULT_CAPTIONS`.
+        seed: seed of augmentations, masks and the order of the pairs. 0: the samples of `data.fixed_views`.
+        jpeg_quality: quality of JPEG images; masks are always PNG. None: lossless PNG images.
+        side_by_side: put the references to the left of target, source and mask, for trainers that use one condition
+            image. The mask is 0 there.
+        caption: caption of the samples that have none in `captions`; "": no caption. None: see `DEFAULT_CAPTIONS`.
         captions: path of a mined file -> caption; None: all samples have `caption`.
     """
 
@@ -55,11 +55,13 @@ class ExportOptions:
     def __post_init__(self) -> None:
         check_options(self)
         if self.size_px % SIDE_STEP_PX:
-            raise InputError(f"size_px={self.size_px}: must be a multiple of {SIDE_STEP_PX}; trainers crop others")
+            raise InputError(
+                f"size_px={self.size_px}: expected a multiple of {SIDE_STEP_PX}, because trainers crop other sizes"
+            )
         if self.caption is None:
             self.caption = DEFAULT_CAPTIONS[self.side_by_side]
         if self.captions is None and not clean_caption(self.caption):
-            raise InputError(f"the caption {self.caption!r} is empty; give a text")
+            raise InputError(f"the caption {self.caption!r} is empty; give some text")
 
     @property
     def canvas_px(self) -> tuple[int, int]:
@@ -73,7 +75,7 @@ class ExportOptions:
         return ".png" if self.jpeg_quality is None else ".jpg"
 
     def find_caption(self, source_path: str) -> str:
-        """Find the caption of a mined file; "" where there is none.
+        """Find the caption of a mined file; "" if there is none.
 
         Of a photograph in a tar, the path of the tar counts where that of the photograph is not listed.
         """

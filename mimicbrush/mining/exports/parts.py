@@ -1,4 +1,4 @@
-"""The folder of an export while it grows: parts of some pairs, each with a marker that is written last.
+"""The folder of an export: parts with some pairs each, and a marker for each part, which is written last.
 
 A folder holds
 
@@ -24,15 +24,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.data.encoded_views import find_setting_differences
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.io.atomic import ASIDE_PATTERN, path_inside, write_json
+from mimicbrush.io.settings_file import find_setting_differences, read_settings_file
 from mimicbrush.io.text import parse_json
 from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.mining.exports.plan import SPLITS, ExportPart
 from mimicbrush.mining.exports.samples import ExportedPair
 
-#: Changes whenever the content of a folder means something else.
+#: Version of the content of a folder.
 _FORMAT = 1
 RECORDS = "records"
 _SETTINGS_FILE = f"{RECORDS}/export.json"
@@ -58,7 +58,7 @@ class ExportFolder:
         return _hash_values(self.settings)
 
     def begin(self) -> None:
-        """Write the settings, or check that an earlier run had the same and remove what it left half done.
+        """Write the settings, or check that an earlier run had the same, and remove its incomplete files.
 
         Raises:
             InputError: the folder holds something else, or an export with other settings.
@@ -68,14 +68,14 @@ class ExportFolder:
         if earlier is None:
             # A run that was stopped before it wrote the settings has left the folder of the records.
             if any(path.name[0] != "." and path.name != RECORDS for path in self.path.iterdir()):
-                raise InputError(f"--output {self.path} exists and holds other things than an export; name another")
+                raise InputError(f"--output {self.path} exists and has other files than an export; use another folder")
             (self.path / _MARKERS).mkdir(parents=True, exist_ok=True)
             write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
         elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
             lines = "\n".join(f"  {each}" for each in differences)
             raise InputError(
-                f"--output {self.path} holds an export with other settings:\n{lines}\n"
-                "Give the same options to go on, or name another folder"
+                f"--output {self.path} has an export with other settings:\n{lines}\n"
+                "Use the same options to continue, or another folder"
             )
         for folder in (".", RECORDS, _MARKERS, *SPLITS):
             for aside in (self.path / folder).glob(ASIDE_PATTERN):
@@ -109,7 +109,7 @@ class ExportFolder:
         return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
-        """Read the marker of a part; None where there is none of these settings, or it was changed."""
+        """Read the marker of a part; None if there is none with these settings, or it was changed."""
         try:
             marker = read_sealed(self.marker_path(name))
         except (OSError, ValueError):
@@ -121,7 +121,7 @@ class ExportFolder:
         return sorted(path.stem for path in (self.path / _MARKERS).glob("*-*.json"))
 
     def find_done(self, part: ExportPart) -> dict[str, Any] | None:
-        """Read the marker of a part that is done: all of its files are there and have their length."""
+        """Read the marker of a complete part, whose files all exist with the right length."""
         marker = self.read_marker(part.name)
         if marker is None or len(marker["rows"]) != len(part.places):
             return None
@@ -152,7 +152,7 @@ class ExportFolder:
 
 
 def write_sealed(path: Path, values: dict[str, Any]) -> None:
-    """Write a record as JSON, with a hash of its values, by which `read_sealed` finds every change."""
+    """Write a record as JSON, with a hash of its values, so that `read_sealed` finds any change."""
     write_json(path, {**values, "sha256": _hash_values(values)})
 
 
@@ -161,11 +161,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or somebody has changed it.
+        ValueError: it is damaged or was changed.
     """
     values = parse_json(path.read_bytes())
     if not isinstance(values, dict) or values.pop("sha256", None) != _hash_values(values):
-        raise ValueError("it is not as it was written")
+        raise ValueError("it has changed since it was written")
     return values
 
 
@@ -174,26 +174,19 @@ def _hash_values(values: Mapping[str, Any]) -> str:
 
 
 def read_export_folder(path: Path) -> ExportFolder | None:
-    """Read what an export is of; None where there is none.
+    """Read the settings of an export; None if there is none.
 
     Raises:
         DataError: what is there cannot be read, or is of another version.
     """
-    file = path / _SETTINGS_FILE
-    if not file.is_file():
-        return None
-    try:
-        values = parse_json(file.read_bytes())
-        if values["format"] != _FORMAT:
-            raise DataError(
-                f"{path} is an export of version {values['format']}, this code reads {_FORMAT}; export again"
-            )
+
+    def build(values: Mapping[str, Any]) -> ExportFolder:
         folder = ExportFolder(path, dict(values["settings"]))
         if folder.settings["format"] not in FORMATS:
-            raise ValueError(f"the format {folder.settings['format']!r} is not known")
+            raise ValueError(f"unknown format {folder.settings['format']!r}")
         return folder
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({error!r}); export again into another folder") from error
+
+    return read_settings_file(path / _SETTINGS_FILE, _FORMAT, build, "export")
 
 
 def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool) -> dict[str, bytes]:

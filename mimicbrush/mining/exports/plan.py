@@ -60,13 +60,13 @@ class ExportPlan:
 
 
 def choose_part_size(options: ExportOptions) -> int:
-    """Choose about how many samples are written together, and stand in one tar."""
+    """Choose about how many samples are written together in one part (one tar)."""
     height, width = options.canvas_px
     return max(1, min(_PIXELS_PER_PART // (height * width), _MOST_PER_PART))
 
 
 def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> ExportPlan:
-    """Plan an export: split the pairs as training does, and leave out those outside of its SSIM band.
+    """Plan an export: split the pairs as training does, without those outside of its SSIM range.
 
     Raises:
         DataError: the folder is not mined, or no pair is left.
@@ -83,8 +83,8 @@ def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> Ex
     count = sum(map(len, tables.values()))
     if not count:
         raise DataError(
-            f"no pair to export: none of the {len(pairs)} pairs in {root} has an SSIM in "
-            f"{data.min_ssim}..{data.max_ssim} (data.min_ssim, data.max_ssim)"
+            f"there are no pairs to export: none of the {len(pairs)} pairs in {root} has an SSIM from "
+            f"{data.min_ssim} to {data.max_ssim} (data.min_ssim, data.max_ssim)"
         )
     step = max(1, samples_per_part // options.views)
     parts = [

@@ -1,4 +1,4 @@
-"""Export a mined folder from end to end; a run that was stopped goes on where it was."""
+"""Export a mined folder from end to end. A run that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def export_pairs(
         max_bytes: the parts together have no more bytes than this; what is left out can be added by a later run.
         workers: processes that draw and encode.
         progress: whether to show a progress bar on stderr.
-        samples_per_part: about so many are written together, and stand in one tar; None: by the size of the images.
+        samples_per_part: about how many samples are written together in one part; None: by the size of the images.
 
     Returns:
         The counts, see `count_export`.
@@ -122,7 +122,7 @@ def _lacks_pairs(marker: dict[str, Any]) -> bool:
 def _export_all(
     exporter: PairExporter, jobs: Iterable[tuple[ExportSplit, int]], workers: int
 ) -> Generator[ExportedPair, None, None]:
-    """Export pairs in order; processes work a little ahead of whoever takes the results."""
+    """Export pairs in order; processes work a little ahead of the writer."""
     if workers == 1:
         for job in jobs:
             yield exporter.export_pair(*job)
@@ -138,8 +138,8 @@ def _export_all(
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that drew samples was ended from outside (is there enough memory?); give the same command "
-                "again with --workers 1"
+                "a process that made samples was killed (is there enough memory?). Run the same command again with "
+                "--workers 1"
             ) from error
         finally:
             for future in waiting:

@@ -1,4 +1,4 @@
-"""A pair -> its samples, drawn as training draws fixed views, as the files of a format."""
+"""A pair -> the files of its samples, which are made like the fixed views of training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mimicbrush.data.dataset import sample_fixed_references, transform_fixed
+from mimicbrush.data.dataset import make_fixed_view
 from mimicbrush.data.manifest import PairTable
 from mimicbrush.data.other_references import OtherReferences
 from mimicbrush.data.pair import Pair, refuse_pair
@@ -36,7 +36,7 @@ _PNG_LEVEL = 4
 
 @dataclass(frozen=True)
 class ExportedPair:
-    """What an export has made of a pair.
+    """Result of exporting a pair.
 
     Attributes:
         row: of its marker: the pair and its samples; or the reason why it has none.
@@ -49,7 +49,7 @@ class ExportedPair:
 
 @dataclass(frozen=True)
 class PairExporter:
-    """Makes the files of a pair. It is sent to each process once.
+    """Exporter of single pairs, which is sent to each process once.
 
     Attributes:
         tables, licences: as in `ExportPlan`.
@@ -112,9 +112,9 @@ class PairExporter:
         """Draw a view of a pair: target, source, references, mask; the hole is as `ops.canvas.blank_mask` fills it."""
         options = self.options
         view += options.seed * _VIEWS_PER_SEED
-        views = transform_fixed(self._transform, pair, view)
-        others = sample_fixed_references(self._other_references, SPLITS.index(split), number, pair, views, view)
-        target, *references = (each.render(options.size_px) for each in (views.source, views.reference, *others))
+        views = make_fixed_view(self._transform, self._other_references, SPLITS.index(split), number, pair, view)
+        shown = views.source, views.reference, *views.other_references
+        target, *references = (each.render(options.size_px) for each in shown)
         mask = views.mask * np.uint8(255)
         if options.side_by_side:
             target = np.hstack([*references, target])

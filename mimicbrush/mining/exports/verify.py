@@ -1,4 +1,4 @@
-"""Read an export again, and name everything that is not as its markers say."""
+"""Read an export again, and list everything that differs from its markers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mimicbrush.mining.exports.lists import OUTSIDE_BAND, SUMMARY_FILE, count_ex
 from mimicbrush.mining.exports.parts import read_export_folder, read_sealed
 from mimicbrush.mining.exports.plan import SPLITS
 
-#: Files that a trainer would take for samples where it finds them beside ours.
+#: Suffixes of files that a trainer would use as samples if they were in the folder.
 _SAMPLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".txt", ".tar")
-_AGAIN = "give the command of the export again"
+_AGAIN = "run the export command again"
 
 
 def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tuple[list[str], dict[str, Any]]:
@@ -36,14 +36,14 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
     """
     folder = read_export_folder(path)
     if folder is None:
-        raise DataError(f"{path} is no export (it has no records/export.json)")
+        raise DataError(f"{path} is not an export (it has no records/export.json)")
     try:
         summary = read_sealed(path / SUMMARY_FILE)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not finished, or {SUMMARY_FILE} is damaged ({error}); {_AGAIN}") from error
     names, lists = summary["parts"], summary["lists"]
     if folder.has_begun or set(folder.list_marked()) - set(names):
-        raise DataError(f"{path} is not finished: a run that added to it was stopped; {_AGAIN}")
+        raise DataError(f"{path} is not finished: a run that continued it was stopped; {_AGAIN}")
     markers = {name: folder.read_marker(name) for name in names}
     faults = [f"the marker of part {name} is missing or damaged; {_AGAIN}" for name in names if not markers[name]]
     read = {name: marker for name, marker in markers.items() if marker is not None}
@@ -60,12 +60,12 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
     rows = [(name.rpartition("-")[0], row) for name, marker in read.items() for row in marker["rows"]]
     counted = count_export(summary["pairs"], summary["refused"].get(OUTSIDE_BAND, 0), rows)
     faults += [
-        f"{SUMMARY_FILE} says {name}: {summary.get(name)}, the markers say {value}; {_AGAIN}"
+        f"{SUMMARY_FILE} has {name}: {summary.get(name)}, but the markers have {value}; {_AGAIN}"
         for name, value in counted.items()
         if summary.get(name) != value
     ]
     if counted["not_written_yet"] < 0:
-        faults.append(f"more pairs are written and refused than there are; {_AGAIN}")
+        faults.append(f"the numbers of written and refused pairs are larger than the number of pairs; {_AGAIN}")
     return faults, summary
 
 
@@ -73,7 +73,11 @@ def _check_file(root: Path, name: str, digest: str) -> str:
     """Say what is wrong with a file; "" for nothing."""
     try:
         # What has its length counts as done.
-        return "" if hash_file(root / name) == digest else f"{name} is not as it was written; delete it, and {_AGAIN}"
+        return (
+            ""
+            if hash_file(root / name) == digest
+            else f"{name} has changed since it was written; delete it, and {_AGAIN}"
+        )
     except OSError as error:
         return f"{name} cannot be read ({error.strerror}); {_AGAIN}"
 
@@ -85,4 +89,4 @@ def _find_strangers(root: Path, expected: dict[str, str]) -> Iterator[str]:
         for path in sorted((root / folder).iterdir()):
             name = (folder / path.name).as_posix()
             if path.suffix.lower() in _SAMPLE_SUFFIXES and name not in expected:
-                yield f"{name} is no file of this export; move it away, or a trainer takes it for a sample"
+                yield f"{name} is not a file of this export; move it away, because a trainer may use it as a sample"

@@ -1,4 +1,4 @@
-"""Examples of what was refused, as thumbnails for the report: people look sooner than they read."""
+"""Examples of refused pairs, as thumbnails for the report."""
 
 from __future__ import annotations
 

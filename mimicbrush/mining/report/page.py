@@ -1,4 +1,4 @@
-"""report.html: what was mined and what was not, as one file that opens anywhere and is a function of the folder."""
+"""report.html: what was mined and what was refused, in one file that depends only on the folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mimicbrush.mining.report import statistics, thumbnails
 from mimicbrush.mining.report.plots import Histogram, HistogramMark, plot_histogram, plot_shares
 from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_values, summarise_manifest
 
-#: The report tells storage and time for this many clips.
+#: Number of clips for which the report estimates storage and time.
 MANY_CLIPS = 100_000
 _EXAMPLES, _LISTED = 3, 200
 #: Names and details come from outside, and may be of any length.
@@ -57,24 +57,34 @@ class Figure:
     caption: str
 
 
-def write_mining_report(root: Path, *, input_root: Path | None = None) -> None:
-    """Write report.html into a mined folder, unless it says the same already.
+def write_mining_report(root: Path, *, input_root: Path | None = None) -> str | None:
+    """Write report.html into a mined folder, unless it is up to date.
 
     Args:
         root: the mined folder.
         input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
 
+    Returns:
+        The warning at its head, see `statistics.warn_of_still_pairs`; None where there is none.
+
     Raises:
         DataError: no manifest there, or one that cannot be read.
     """
-    text = render_report(root, input_root=input_root).encode()
+    html, warning = _render(root, input_root)
+    text = html.encode()
     path = root / REPORT_NAME
     if not path.is_file() or path.read_bytes() != text:
         write_aside(path, lambda aside: aside.write_bytes(text))
+    return warning
 
 
 def render_report(root: Path, *, input_root: Path | None = None) -> str:
     """Render the report of a mined folder as one HTML page; the same folder gives the same text."""
+    return _render(root, input_root)[0]
+
+
+def _render(root: Path, input_root: Path | None) -> tuple[str, str | None]:
+    """Render the page, and say which warning is at its head."""
     plan = read_plan(root / PLAN_NAME)
     pairs = read_manifest(root, input_root)
     rows = read_rows(root, ["status", "reason", "detail", "kind", "source_path", "licence", "decoder"])
@@ -94,10 +104,12 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
     environment.filters.update(
         count=_format_count, size=_format_size, short=_shorten, percent=lambda share: f"{share:.1%}"
     )
+    masks = statistics.measure_masks(videos)
+    warning = statistics.warn_of_still_pairs(masks)
     quarantined = rows.filter(pc.equal(rows["status"], "quarantined"))
-    return environment.get_template("report.html.jinja").render(
+    html = environment.get_template("report.html.jinja").render(
         summary=summary,
-        warning=statistics.warn_of_still_pairs(videos),
+        warning=warning,
         inputs_bar=plot_shares(
             [(name, getattr(summary, name)) for name in ("accepted", "rejected", "quarantined")],
             f"{summary.accepted} accepted, {summary.rejected} rejected, {summary.quarantined} quarantined",
@@ -107,7 +119,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
         decoders=_count_decoders(rows),
         changed_options=statistics.list_changed_options(plan),
         options=options,
-        figures=_build_video_figures(videos, options),
+        figures=_build_video_figures(videos, masks, options),
         bands=statistics.list_ssim_bands(videos.column("ssim"), (options["min_ssim"], options["max_ssim"])),
         num_video_pairs=len(videos),
         kept=thumbnails.render_kept_pairs(videos),
@@ -126,6 +138,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
         ),
         licences=statistics.count_licences(rows),
     )
+    return html, warning
 
 
 def _read_ignored(root: Path) -> dict[str, int]:
@@ -136,7 +149,7 @@ def _read_ignored(root: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{root / SUMMARY_NAME} cannot be read ({error!r}); give the mining command again") from error
+        raise DataError(f"{root / SUMMARY_NAME} cannot be read ({error!r}); run the mining command again") from error
 
 
 def _measure_storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
@@ -160,12 +173,13 @@ def _count_decoders(rows: pa.Table) -> list[tuple[str, int]]:
     return sorted((decoder, count) for decoder, count in count_values(files_by_decoder).items() if decoder)
 
 
-def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[Figure]:
+def _build_video_figures(
+    videos: PairTable, masks: statistics.MaskStatistics, options: dict[str, float]
+) -> list[Figure]:
     """SSIM, matches, gaps, masks and motion of the video pairs; none without video pairs."""
     if not len(videos):
         return []
-    masks = statistics.measure_masks(videos)
-    sample = f"of {len(masks.hidden)} pairs" + (", a fixed sample" if len(masks.hidden) < len(videos) else "")
+    sample = f"of {len(masks.hidden)} pairs" + (" (a fixed sample)" if len(masks.hidden) < len(videos) else "")
     ssims, matches = videos.column("ssim"), videos.lengths("a_points") // 2
     gaps = videos.column("b_time_s") - videos.column("a_time_s")
     band = (options["min_ssim"], options["max_ssim"])
@@ -179,8 +193,8 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
             ssims,
             (0, 1),
             "{:.2f}",
-            f"Mined: {band[0]:g} to {band[1]:g}, shaded; 1 is the same image. Training can narrow the band without "
-            "mining again.",
+            f"Mined: {band[0]:g} to {band[1]:g} (shaded); 1 means equal images. Training can use a smaller range "
+            "without mining again.",
             band=band,
         ),
         _build_figure(
@@ -188,29 +202,30 @@ def _build_video_figures(videos: PairTable, options: dict[str, float]) -> list[F
             matches,
             (0, most),
             "{:.0f}",
-            f"A pair needs {options['min_matches']}. The last bar holds all that have more.",
+            f"A pair needs at least {options['min_matches']}. The last bar includes all pairs with more.",
         ),
         _build_figure(
             "How far the matches moved",
             masks.motion,
             (0, farthest),
             "{:.3f}",
-            f"Median of a pair's points, as a share of the diagonal, {sample}. At 0, copying in place would do: "
-            f"{still:.1%} of the pairs moved less than 1%. The last bar holds all that moved farther.",
+            f"Median of the points of a pair, as a share of the diagonal, {sample}. At 0, nothing moved, and copying "
+            f"in place is enough; {still:.1%} of the pairs moved less than 1%. The last bar includes all that moved "
+            "more.",
         ),
         _build_figure(
             "Share of the image that is hidden",
             masks.hidden,
             (0, 1),
             "{:.2f}",
-            f"By the paper's grid mask, drawn from the stored matches with fixed seeds, {sample}.",
+            f"With the grid mask of the paper, sampled from the stored matches with fixed seeds, {sample}.",
         ),
         _build_figure(
             "Hidden cells with a match",
             masks.matched,
             (0, 1),
             "{:.2f}",
-            f"The share of what is hidden that the other frame is known to show, {sample}.",
+            f"The share of the hidden cells that the other frame is known to show, {sample}.",
         ),
         _build_figure(
             "Time between the frames",
@@ -254,8 +269,8 @@ def _build_segment_figure(photographs: PairTable, options: dict[str, float]) -> 
     ratios = photographs.values("segment_ratios")
     caption = (
         f"{_format_count(len(ratios))} segments of {_format_count(len(photographs))} photographs, as a share of the "
-        f"image. Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g}, shaded; "
-        f"at most {options['max_segments']} of a photograph."
+        f"image. Accepted: {options['min_segment_ratio']:g} to {options['max_segment_ratio']:g} (shaded); "
+        f"at most {options['max_segments']} per photograph."
     )
     band = (options["min_segment_ratio"], options["max_segment_ratio"])
     return _build_figure("Area of the segments", ratios, (0, 1), "{:.2f}", caption, band=band)

@@ -1,4 +1,4 @@
-"""Histograms and bars as inline SVG: they scale, need no script, and take their colours from the page."""
+"""Histograms and bars as inline SVG, without scripts, in the colours of the page."""
 
 from __future__ import annotations
 

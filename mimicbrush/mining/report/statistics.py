@@ -1,4 +1,4 @@
-"""The numbers of the report, by columns: eleven million rows never become objects."""
+"""The numbers of the report, computed from columns, because there may be millions of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mimicbrush.ops.counter_rng import generator, mix
 from mimicbrush.ops.geometry import letterbox_matrix, transform_points
 from mimicbrush.ops.masks import sift_grid_mask
 
-#: So many pairs are looked into one by one: for masks, and for how far matches moved.
+#: Number of pairs that are read one by one, for masks and motion.
 SAMPLED_PAIRS = 2000
 #: The grids of the paper's mask, each as often as the others.
 _GRIDS = range(3, 11)
@@ -35,7 +35,7 @@ _BANDS = ((0.0, 1.0), (0.1, 0.95), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9), (0.4, 0.8
 
 @dataclass(frozen=True)
 class Band:
-    """How many video pairs have an SSIM of `low`..`high`, both included."""
+    """Number of video pairs with an SSIM from `low` to `high`."""
 
     low: float
     high: float
@@ -44,22 +44,24 @@ class Band:
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What the paper's mask does to sampled video pairs, (N,) values each.
+    """Effect of the mask of the paper on sampled video pairs, (N,) values each.
 
     Attributes:
         hidden: share of the image that the mask hides.
         matched: share of the hidden cells of the image that hold a match.
         motion: how far the matched points moved, median over a pair's points, over the diagonal of the image.
+        most_motion: the same, `_STILL_PERCENTILE` in place of the median.
     """
 
     hidden: np.ndarray
     matched: np.ndarray
     motion: np.ndarray
+    most_motion: np.ndarray
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Time that mining took, as the shards say, summed over all processes.
+    """Time that mining took, summed over all shards and processes.
 
     Attributes:
         videos: that were planned in the shards that say so.
@@ -80,7 +82,7 @@ class Throughput:
 
 
 def hash_rows(origin_keys: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Hash each pair by nothing but itself, (N,) uint64: the pairs with the lowest hashes are the sample."""
+    """Hash each pair independently, (N,) uint64. The pairs with the lowest hashes are the sample."""
     with np.errstate(over="ignore"):
         mixed = origin_keys.astype(np.uint64) ^ (frames.astype(np.int64).view(np.uint64) + np.uint64(1)) * np.uint64(
             0x9E3779B97F4A7C15
@@ -128,12 +130,12 @@ def sample_pairs(pairs: PairTable) -> list[Pair]:
 
 
 def measure_masks(pairs: PairTable) -> MaskStatistics:
-    """Measure what the paper's mask hides of sampled video pairs; each pair fixes its own seed and grid."""
+    """Measure what the mask of the paper hides in sampled video pairs; each pair has a fixed seed and grid."""
     sample = sample_pairs(pairs)
     shares = [measure_mask_shares(pair) for pair in sample]
-    motion = [measure_motion(pair) for pair in sample]
+    motion = [[measure_motion(pair, percentile) for pair in sample] for percentile in (50, _STILL_PERCENTILE)]
     table = np.array(shares, np.float64).reshape(-1, 2)
-    return MaskStatistics(table[:, 0], table[:, 1], np.array(motion, np.float64))
+    return MaskStatistics(table[:, 0], table[:, 1], *np.array(motion, np.float64))
 
 
 def build_grid_mask(pair: Pair) -> tuple[np.ndarray, int]:
@@ -177,28 +179,27 @@ def measure_motion(pair: Pair, percentile: float = 50) -> float:
     return float(np.percentile(distances, percentile) / np.hypot(*pair.size_px))
 
 
-def warn_of_still_pairs(pairs: PairTable) -> str | None:
-    """Warn where most video pairs hardly move: a model learns from them to copy in place.
+def warn_of_still_pairs(masks: MaskStatistics) -> str | None:
+    """Warn if most video pairs hardly move: from them, a model learns to copy in place.
 
     Args:
-        pairs: of videos; a fixed sample of them is looked at.
+        masks: of a sample of them.
 
     Returns:
         What was found and what to do, or None.
     """
-    sample = sample_pairs(pairs)
-    still = sum(measure_motion(pair, _STILL_PERCENTILE) < _STILL_SHARE for pair in sample)
-    if 2 * still <= len(sample):
+    is_still = masks.most_motion < _STILL_SHARE
+    if 2 * is_still.sum() <= len(is_still):
         return None
     return (
-        f"{still / len(sample):.0%} of the video pairs hardly move: nine tenths of their matched points move less than "
-        f"{_STILL_SHARE:.0%} of the diagonal. A model learns from such pairs to copy in place. Mine videos in which "
-        "things or the camera move, or look for frames that are farther apart: raise min_gap_s, lower max_ssim."
+        f"{is_still.mean():.0%} of the video pairs hardly move: 90% of their matched points move less than "
+        f"{_STILL_SHARE:.0%} of the diagonal. From such pairs, a model learns to copy in place. Mine videos with more "
+        "motion, or use frames that are farther apart: increase min_gap_s, or decrease max_ssim."
     )
 
 
 def list_changed_options(plan: Plan | None) -> list[tuple[str, object, object]]:
-    """List (name, value, default) of the options that are not the defaults."""
+    """List (name, value, default) of the options that were changed."""
     defaults = asdict(MiningOptions())
     options = plan.options if plan is not None else {}
     return [(name, value, defaults.get(name)) for name, value in options.items() if value != defaults.get(name)]

@@ -1,4 +1,4 @@
-"""The images of the report: kept pairs, refused pairs and photographs, each as a data URI of bounded size."""
+"""The images of the report: kept pairs, refused pairs and photographs, each as a data URI of limited size."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _render_photograph(pair: Pair) -> CaptionedImages:
     except DataError as error:
         return _caption_unreadable(pair.source_path, error)
     ratios = pair.segment_ratios
-    note = f"{len(ratios)} segments that can be masks, of {ratios.min():.1%} to {ratios.max():.1%} of the image"
+    note = f"{len(ratios)} segments that can be masks, with {ratios.min():.1%} to {ratios.max():.1%} of the image"
     alt = f"The photograph {pair.source_path} with {count} segments in colours"
     return CaptionedImages((_embed_image(tint_segments(image, segments), alt),), pair.source_path, note)
 

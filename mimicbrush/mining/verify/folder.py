@@ -1,4 +1,4 @@
-"""Read a whole mined folder again, and name everything that is not as its manifest says."""
+"""Read a whole mined folder again, and list everything that differs from its manifest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mimicbrush.mining.verify.shard import ShardCheck, ShardCheckResult, ShardFa
 
 _FOLDERS = ("shards", "manifest", "audit", "markers", "timing")
 _MARKER = re.compile(r"shard-(\d{6,})\.json")
-_MINE_AGAIN = "Give the mining command again"
+_MINE_AGAIN = "Run the mining command again"
 
 
 @dataclass
 class FolderCheckResult:
-    """What verification read of a mined folder, and all that is wrong with it.
+    """Result of verifying a mined folder: what was read, and all faults.
 
     Attributes:
         shards: with a marker.
@@ -48,7 +48,7 @@ class FolderCheckResult:
 def verify_folder(
     root: Path, *, input_root: Path | None = None, workers: int = 1, progress: bool = True
 ) -> FolderCheckResult:
-    """Read everything of a mined folder again: hashes, images, segments, counts, index. Nothing is changed.
+    """Read everything in a mined folder again: hashes, images, segments, counts, index. Nothing is changed.
 
     Args:
         root: the mined folder.
@@ -61,9 +61,11 @@ def verify_folder(
         DataError: a worker process was ended from outside.
     """
     if not root.is_dir() or not any((root / name).is_dir() for name in ("manifest", "markers")):
-        raise InputError(f"{root} is no mined folder (no manifest/ and no markers/); name what mine_pairs.py wrote")
+        raise InputError(
+            f"{root} is not a mined folder (no manifest/ and no markers/); give the output of `mimicbrush mine`"
+        )
     if workers < 1:
-        raise InputError(f"workers={workers}: must be at least 1")
+        raise InputError(f"workers={workers}: expected at least 1")
     total = FolderCheckResult()
     plan = _read_plan(root, total.faults)
     finished = _list_finished(root)
@@ -93,7 +95,7 @@ def _read_plan(root: Path, faults: list[ShardFault]) -> Plan | None:
         return None
     if plan is None:
         faults.append(
-            ShardFault(PLAN_NAME, "", "it is not there", "the plan of the mined folder", "Mine into a new output")
+            ShardFault(PLAN_NAME, "", "it does not exist", "the plan of the mined folder", "Mine into a new output")
         )
     return plan
 
@@ -111,9 +113,11 @@ def _list_checks(
         kinds = {item.kind for shard in plan.shards for item in shard}
         in_place = bool(kinds & {"image", "archive"}) and not plan.options.get("copy_images")
         if in_place and (input_root is None or not input_root.is_dir()):
-            actual = f"the folder that was mined is not there ({input_root})"
-            remedy = "Name it: --input-root FOLDER; photographs in place were not checked"
-            faults.append(ShardFault(PLAN_NAME, "", actual, "the folder of the photographs that stay in place", remedy))
+            actual = f"the folder that was mined does not exist ({input_root})"
+            remedy = "Give it with --input-root FOLDER. Photographs that were not copied have not been checked"
+            faults.append(
+                ShardFault(PLAN_NAME, "", actual, "the folder of the photographs that were not copied", remedy)
+            )
             input_root = None
     checks = []
     for number in finished:
@@ -135,7 +139,7 @@ def _run_checks(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, S
                 yield waiting[future], future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that was reading a shard was ended from outside (is there enough memory?); use --workers 1"
+                "a process that was reading a shard was killed (is there enough memory?). Try --workers 1"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -154,11 +158,9 @@ def _find_stray_files(root: Path, finished: list[int]) -> Iterator[ShardFault]:
             marker = f"markers/{path.stem.replace('part-', 'shard-')}.json"
             yield ShardFault(name, "", f"a part without a marker ({marker})", "a finished shard", _MINE_AGAIN)
         elif path.name.endswith(".tmp") or path.name.startswith(LOCK_NAME):
-            yield ShardFault(
-                name, "", "left behind by a run that was stopped", "nothing", f"{_MINE_AGAIN}, or delete it"
-            )
+            yield ShardFault(name, "", "left by a run that was stopped", "no such file", f"{_MINE_AGAIN}, or delete it")
         else:
-            yield ShardFault(name, "", "it belongs to no finished shard", "nothing of that name", "Move it elsewhere")
+            yield ShardFault(name, "", "it belongs to no finished shard", "no such file", "Move it elsewhere")
 
 
 def _list_entries(root: Path) -> Iterable[Path]:
@@ -180,7 +182,7 @@ def _find_unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iter
     for number in sorted(numbers - set(range(len(plan.shards)))):
         name = ShardPaths.for_shard(root, number).marker.relative_to(root).as_posix()
         yield ShardFault(
-            name, "", "a shard that is not planned", f"{len(plan.shards)} shards", "Move its files elsewhere"
+            name, "", "a shard that is not in the plan", f"{len(plan.shards)} shards", "Move its files elsewhere"
         )
 
 
@@ -196,10 +198,10 @@ def _check_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Shard
         fault = find_index_fault(root)
     except DataError as error:
         if not faulty:  # else the shard that it is about has been named
-            yield ShardFault("manifest/", "", str(error), "parts that can be read", _MINE_AGAIN)
+            yield ShardFault("manifest/", "", str(error), "readable parts", _MINE_AGAIN)
         return
     if fault:
-        remedy = f"Delete it, and give the mining command again: {INDEX_NAME} is made of the parts"
+        remedy = f"Delete it, and run the mining command again: {INDEX_NAME} is made from the parts"
         yield ShardFault(INDEX_NAME, "", fault, "all pairs of manifest/, in order", remedy)
 
 
@@ -216,7 +218,7 @@ def _check_summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
     )
     for key, value in expected.items():
         if summary.get(key, type(value)()) != value:  # an earlier version did not write what is empty
-            yield ShardFault(SUMMARY_NAME, "", f"{key}: {summary.get(key)}", f"{value}, by manifest/", _MINE_AGAIN)
+            yield ShardFault(SUMMARY_NAME, "", f"{key}: {summary.get(key)}", f"{value}, as in manifest/", _MINE_AGAIN)
     if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
         sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))
         yield ShardFault("manifest/", "", sums, f"{expected['inputs']} inputs", "Mine into a new output")

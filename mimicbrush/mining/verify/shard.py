@@ -1,4 +1,4 @@
-"""One shard, read again: its marker, its tar, every image and every segment that its rows name."""
+"""Verification of a shard: its marker, its tar, and every image and segment in its rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RATIO_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ShardFault:
-    """One thing of a mined folder that is not as it should be.
+    """A fault in a mined folder.
 
     Attributes:
         file: where, relative to the mined folder (or to the input, for photographs in place).
@@ -56,7 +56,7 @@ class ShardFault:
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """A shard that is to be read again, and what it should hold.
+    """A shard to verify, and its expected content.
 
     Attributes:
         root: the mined folder.
@@ -75,7 +75,7 @@ class ShardCheck:
 
 @dataclass
 class ShardCheckResult:
-    """What verification read of a shard, and what is wrong with it."""
+    """Result of verifying a shard: what was read, and all faults."""
 
     faults: list[ShardFault]
     pairs: int = 0
@@ -84,7 +84,7 @@ class ShardCheckResult:
 
 
 def verify_shard(check: ShardCheck) -> ShardCheckResult:
-    """Read a shard again; nothing is taken on trust, and nothing is changed."""
+    """Read a shard again, and check everything. Nothing is changed."""
     return _ShardReading(check).read()
 
 
@@ -95,7 +95,7 @@ class _ShardReading:
         self.result = ShardCheckResult([])
         self.members: dict[Path, dict[int, tuple[str, int]]] = {}  # of each tar, see `_read_tar_members`
         self.damaged: set[Path] = set()  # by their hashes: Arrow is not given these to read
-        self.remedy = f"Delete {self._name(self.paths.marker)} and give the mining command again"
+        self.remedy = f"Delete {self._name(self.paths.marker)} and run the mining command again"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.check.root).as_posix()
@@ -105,7 +105,11 @@ class _ShardReading:
 
     def _choose_remedy(self, values: dict[str, Any]) -> str:
         """What to do about an image; "" for mining its shard again."""
-        return "" if values["store"] == "mined" else "Put back the file as it was mined, or mine into a new output"
+        return (
+            ""
+            if values["store"] == "mined"
+            else "Restore the file as it was when it was mined, or mine into a new output"
+        )
 
     def read(self) -> ShardCheckResult:
         """Everything that is wrong, from the marker inwards."""
@@ -127,7 +131,7 @@ class _ShardReading:
         for offset, (name, size) in members.items():
             if offset not in used_offsets:
                 self._add_fault(
-                    self._name(self.paths.tar), f"{name!r} ({size} bytes) belongs to no row", "rows for all"
+                    self._name(self.paths.tar), f"{name!r} ({size} bytes) belongs to no row", "a row for every file"
                 )
         return self.result
 
@@ -136,16 +140,16 @@ class _ShardReading:
         try:
             marker = json.loads(self.paths.marker.read_text(encoding="utf-8"))
             if not isinstance(marker, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
         except (OSError, ValueError) as error:
-            self._add_fault(name, f"cannot be read ({error})", "the marker that a finished shard has")
+            self._add_fault(name, f"cannot be read ({error})", "the marker of a finished shard")
             return {}
         for key, path in self.paths.hashed.items():
             try:
                 actual = hash_file(path)
             except OSError as error:
                 self._add_fault(
-                    self._name(path), f"cannot be read ({error.strerror})", "the file that its marker names"
+                    self._name(path), f"cannot be read ({error.strerror})", "the file that the marker lists"
                 )
                 continue
             self.result.bytes_read += path.stat().st_size
@@ -184,14 +188,14 @@ class _ShardReading:
         except FileNotFoundError:  # said above
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
-            self._add_fault(self._name(path), f"cannot be read ({error})", "a whole Parquet file")
+            self._add_fault(self._name(path), f"cannot be read ({error})", "an intact Parquet file")
             return None
         if not table.schema.equals(schema):
-            self._add_fault(self._name(path), f"columns {table.column_names}", f"{schema.names}, each of its type")
+            self._add_fault(self._name(path), f"columns {table.column_names}", f"{schema.names}, each with its type")
             return None
         empty = [name for name in table.column_names if table[name].null_count]
         if empty:
-            self._add_fault(self._name(path), f"nulls in {', '.join(empty)}", "a value everywhere")
+            self._add_fault(self._name(path), f"nulls in {', '.join(empty)}", "no nulls")
             return None
         return table
 
@@ -201,7 +205,7 @@ class _ShardReading:
             try:
                 decode_jpeg(data)
             except (OSError, ValueError, SyntaxError) as error:
-                self._add_fault(self._name(self.paths.audit), f"thumbnail {number}: {error}", "a whole JPEG")
+                self._add_fault(self._name(self.paths.audit), f"thumbnail {number}: {error}", "an intact JPEG")
 
     def _check_timing(self) -> None:
         try:
@@ -220,7 +224,7 @@ class _ShardReading:
         for origin, of_file in statuses.items():
             if len(of_file) > 1:
                 self._add_fault(
-                    name, f"{origin!r} is {' and '.join(sorted(of_file))}", "one status for all rows of a file"
+                    name, f"{origin!r} is {' and '.join(sorted(of_file))}", "the same status in all rows of a file"
                 )
         if self.check.items is None:
             return
@@ -228,12 +232,12 @@ class _ShardReading:
         planned = {item.path for item in self.check.items}
         for origin in statuses:
             if origin not in planned and not any(origin.startswith(archive) for archive in archives):
-                expected = "only rows of the inputs that plan.json has for this shard"
-                self._add_fault(name, f"a row of {origin!r}", expected)
+                expected = "only rows of the inputs of this shard in plan.json"
+                self._add_fault(name, f"a row for {origin!r}", expected)
         with_rows = {archive for archive in archives if any(origin.startswith(archive) for origin in statuses)}
         for item in self.check.items:
             if item.path not in statuses and f"{item.path}/" not in with_rows:
-                self._add_fault(name, f"no row of {item.path!r}", "a row for every input of plan.json")
+                self._add_fault(name, f"no row for {item.path!r}", "a row for every input of plan.json")
 
     def _check_refusal(self, values: dict[str, Any]) -> None:
         reasons = {"rejected": REJECTED, "quarantined": QUARANTINED}.get(values["status"])
@@ -241,7 +245,7 @@ class _ShardReading:
             self._add_fault(
                 self._name(self.paths.part),
                 f"{values['source_path']!r} has status {values['status']!r} and reason {values['reason']!r}",
-                "a status and a reason of data_manifests/README.md",
+                "a status and a reason listed in data_manifests/README.md",
             )
 
     def _list_members(self, path: Path, name: str) -> dict[int, tuple[str, int]]:
@@ -251,7 +255,7 @@ class _ShardReading:
                 if path.exists():  # else it is said of the marker, or of the pair
                     self.members[path] = _read_tar_members(path)
             except (tarfile.TarError, OSError, ValueError) as error:
-                self._add_fault(name, f"cannot be read ({error})", "a whole tar")
+                self._add_fault(name, f"cannot be read ({error})", "an intact tar")
         return self.members[path]
 
     def _check_pair(self, values: dict[str, Any], members: dict[int, tuple[str, int]], used_offsets: set[int]) -> None:
@@ -260,14 +264,16 @@ class _ShardReading:
             self._add_fault(
                 self._name(self.paths.part),
                 f"pair_id {pair_id!r}, store {values['store']!r}, kind {values['kind']!r}",
-                "an id, mined or input, video or image",
+                "a pair_id, store mined or input, and kind video or image",
                 pair_id,
             )
             return
         self._check_points(values)
         sides = [side for side in ("a", "b") if values[f"{side}_offset"] >= 0]
         if values["kind"] == "video" and (sides != ["a", "b"] or not values["a_frame"] < values["b_frame"]):
-            self._add_fault(self._name(self.paths.part), "no two frames in order", "a first and a later one", pair_id)
+            self._add_fault(
+                self._name(self.paths.part), "no two frames in order", "two frames, the earlier one first", pair_id
+            )
         for side in sides:
             span = values[f"{side}_offset"], values[f"{side}_length"]
             data = self._read_bytes(values, values["file"], span, members, used_offsets, f"{side}.jpg" if mined else "")
@@ -281,14 +287,19 @@ class _ShardReading:
             if data is not None:
                 self._check_segments(values, data)
         elif values["kind"] == "image":
-            self._add_fault(self._name(self.paths.part), "no annotation_file", "one for a photograph", pair_id)
+            self._add_fault(
+                self._name(self.paths.part), "no annotation_file", "an annotation_file for each photograph", pair_id
+            )
 
     def _check_points(self, values: dict[str, Any]) -> None:
         name, size = self._name(self.paths.part), (values["width_px"], values["height_px"])
         counts = {side: len(values[f"{side}_points"]) for side in ("a", "b")}
         if counts["a"] != counts["b"] or counts["a"] % 2:
             self._add_fault(
-                name, f"{counts['a']} and {counts['b']} coordinates", "two for each match", values["pair_id"]
+                name,
+                f"{counts['a']} and {counts['b']} coordinates",
+                "two coordinates for each match",
+                values["pair_id"],
             )
             return
         for side in ("a", "b"):
@@ -297,12 +308,12 @@ class _ShardReading:
             if num_outside:
                 self._add_fault(
                     name,
-                    f"{num_outside} points of image {side} lie outside",
+                    f"{num_outside} points of image {side} are outside",
                     f"all inside {size[0]} x {size[1]} px",
                     values["pair_id"],
                 )
         if values["kind"] == "video" and not -1 <= values["ssim"] <= 1:
-            self._add_fault(name, f"SSIM {values['ssim']}", "-1..1", values["pair_id"])
+            self._add_fault(name, f"SSIM {values['ssim']}", "a number from -1 to 1", values["pair_id"])
 
     def _read_bytes(
         self,
@@ -337,7 +348,7 @@ class _ShardReading:
             used_offsets.add(span[0])
             expected = (f"{pair_id}.{suffix}" if suffix else None, span[1])
             if actual is None or actual[1] != span[1] or expected[0] not in (None, actual[0]):
-                header = "no file begins there" if actual is None else f"{actual[0]!r} of {actual[1]} bytes"
+                header = "no file starts there" if actual is None else f"{actual[0]!r} of {actual[1]} bytes"
                 name = expected[0] or "a file"
                 self._add_fault(file, f"at byte {span[0]}: {header}", f"{name} of {span[1]} bytes", pair_id, remedy)
         try:
@@ -365,13 +376,13 @@ class _ShardReading:
         if actual != values[f"{side}_sha256"]:
             expected = f"{values[f'{side}_sha256']}, as the manifest says"
             self._add_fault(values["file"], f"image {side} has SHA-256 {actual}", expected, values["pair_id"], remedy)
-            return  # whatever it is: do not decode it
+            return  # do not decode it, whatever it is
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 size = image.size
             decode_jpeg(data)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self._add_fault(values["file"], f"image {side}: {error}", "a whole JPEG", values["pair_id"], remedy)
+            self._add_fault(values["file"], f"image {side}: {error}", "an intact JPEG", values["pair_id"], remedy)
             return
         if size != (values["width_px"], values["height_px"]):
             expected = f"{values['width_px']} x {values['height_px']}, as the manifest says"
@@ -389,16 +400,19 @@ def _find_segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[
     """(actual, expected) of each segment that is not the one that was mined."""
     height, width = values["height_px"], values["width_px"]
     if len(values["segments"]) != len(values["segment_ratios"]) or not values["segments"]:
-        yield f"{len(values['segments'])} segments, {len(values['segment_ratios'])} areas", "as many of both, and one"
+        yield (
+            f"{len(values['segments'])} segments, {len(values['segment_ratios'])} areas",
+            "the same number of both, at least one",
+        )
         return
     try:
         segmentations = read_annotation(data)
     except AnnotationError as error:
-        yield f"no segments ({error})", "the JSON of SA-1B"
+        yield f"no segments ({error})", "JSON as in SA-1B"
         return
     for number, ratio in zip(values["segments"], values["segment_ratios"], strict=True):
         if not 0 <= number < len(segmentations):
-            yield f"{len(segmentations)} segments", f"one of number {number}"
+            yield f"{len(segmentations)} segments", f"a segment with number {number}"
             continue
         try:
             actual = sum(run_lengths(segmentations[number], height, width)[1::2]) / (height * width)

@@ -16,7 +16,7 @@ _LISTS = (b"AVIX", b"AVI ", b"movi", b"rec ")
 
 
 def count_dropped_frames(path: Path, stream: int) -> int:
-    """Count the empty chunks of a video stream of an AVI file; 0 where its chunks do not fit into each other.
+    """Count the empty chunks of a video stream of an AVI file; 0 if its chunks do not nest.
 
     Args:
         path: the file.

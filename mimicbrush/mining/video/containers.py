@@ -1,4 +1,4 @@
-"""Damage that decoders overlook but the file formats themselves forbid.
+"""Damage that decoders ignore, but that the file formats forbid.
 
 A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage. FFmpeg reads the
 rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
@@ -32,10 +32,10 @@ _OTHER_FORMATS = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "compressed by gzip",
-    b"#EXTM3U": "a playlist, which names other files",
-    b"<!DOCTYPE": "a web page, perhaps the answer to a download that failed",
-    b"<html": "a web page, perhaps the answer to a download that failed",
+    b"\x1f\x8b": "a gzip file",
+    b"#EXTM3U": "a playlist, which refers to other files",
+    b"<!DOCTYPE": "a web page, perhaps from a failed download",
+    b"<html": "a web page, perhaps from a failed download",
 }
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TS_SYNC, _TS_PACKET_BYTES = b"\x47\x47", 188
@@ -43,7 +43,7 @@ _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 #: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
 _FORBIDDEN = (b"\x00\x00\x00", b"\x00\x00\x01", b"\x00\x00\x02")
-#: Codecs whose packets hold arithmetic-coded data, where so many zeros in a row are no chance.
+#: Codecs with arithmetic-coded packets, in which so many zeros in a row cannot be a coincidence.
 _DENSE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 _ZEROS = bytes(24)
 #: Some encoders end a stream with an end-of-stream unit behind a start code, inside the last NAL unit.
@@ -76,20 +76,20 @@ def check_container(path: Path) -> None:
             "other_format", f"it is {other}; expected MP4, QuickTime, Matroska, WebM or AVI. FFmpeg can convert videos"
         )
     if declared > size:
-        raise UntrustedFileError("missing_packets", f"the file declares {declared} bytes and has {size}")
+        raise UntrustedFileError("missing_packets", f"the file should have {declared} bytes, but has {size}")
     if fault:
         raise UntrustedFileError("damaged", f"Matroska: {fault}")
 
 
 def is_container(path: Path) -> bool:
-    """Tell whether a file begins as MP4, QuickTime, Matroska, WebM or AVI do."""
+    """Return whether a file starts like MP4, QuickTime, Matroska, WebM or AVI."""
     with path.open("rb") as file:
         head = file.read(8)
     return head[4:] in _ISO_BOXES or head[:4] in (b"RIFF", _EBML_MAGIC)
 
 
 def _find_other_format(head: bytes) -> str:
-    """What a file is by its first bytes; "" where they say nothing."""
+    """What a file is by its first bytes; "" if they say nothing."""
     # On Blu-ray and in cameras each packet has its time before it.
     if head[::_TS_PACKET_BYTES][:2] == _TS_SYNC or (
         head[4 :: _TS_PACKET_BYTES + 4][:2] == _TS_SYNC and head[:4] not in (b"RIFF", _EBML_MAGIC)
@@ -124,7 +124,7 @@ def _find_iso_end(file: BinaryIO, size: int) -> int:
 
 
 def _find_matroska_end(file: BinaryIO) -> int:
-    """Where the first Segment ends; 0 where it is of unknown size (a live recording)."""
+    """Where the first Segment ends; 0 if it is of unknown size (a live recording)."""
     file.seek(4)
     header_length = _read_ebml_size(file)
     if header_length is None:
@@ -137,7 +137,7 @@ def _find_matroska_end(file: BinaryIO) -> int:
 
 
 def _read_ebml_size(file: BinaryIO) -> int | None:
-    """A variable-length size (RFC 8794 Sec. 4), None where it is unknown."""
+    """A variable-length size (RFC 8794 Sec. 4), None if it is unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -151,7 +151,7 @@ def build_packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes],
     """Build the check of a codec's packets: runs of zeros, and the byte rules of H.264 and HEVC.
 
     Returns:
-        A function of a packet's bytes: "" where nothing is wrong with them, else what is. For other codecs it
+        A function of a packet's bytes: "" if nothing is wrong with them, else what is. For other codecs it
         always gives "".
     """
     position = {"h264": 4, "hevc": 21}.get(codec)

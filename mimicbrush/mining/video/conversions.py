@@ -24,12 +24,12 @@ _LEVELS = 4096
 
 
 def find_transfer(frame: av.VideoFrame, stream: av.VideoStream) -> str:
-    """Find how a frame stores light: "PQ" or "HLG" for HDR, as frame or container say; "" for SDR."""
+    """Find how a frame stores light, from the frame or the container: "PQ" or "HLG" for HDR, "" for SDR."""
     return _HDR_TRANSFERS.get(int(frame.color_trc)) or _HDR_TRANSFERS.get(int(stream.codec_context.color_trc), "")
 
 
 def deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
-    """Make one whole image of a frame: the lines of one field stay, the others are estimated between them.
+    """Deinterlace a frame: keep the lines of one field, and estimate the others between them.
 
     FFmpeg's `estdif` looks at nothing but this frame, so that frames can be taken anywhere in a video.
     """
@@ -50,7 +50,7 @@ def deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def tone_map(frame: av.VideoFrame, transfer: str) -> np.ndarray:
-    """Convert an HDR frame to what an SDR screen shows: (H, W, 3) uint8 in sRGB.
+    """Convert an HDR frame to SDR: (H, W, 3) uint8 in sRGB.
 
     Colours up to three quarters of diffuse white are those of an SDR video. Brighter ones are compressed by their
     largest channel, so that hues stay. (FFmpeg's filter for this needs `zscale`, which the builds of PyAV lack.)

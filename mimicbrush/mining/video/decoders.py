@@ -1,4 +1,4 @@
-"""Decoders that report what they can, where FFmpeg's usual one does not.
+"""Decoders that report all faults that they can find, unlike the default ones of FFmpeg.
 
 Refuses as "damaged" an HEVC video of which two ways of decoding give different frames. Errors of the decoders
 themselves are refused in `strict_reader`.
@@ -50,7 +50,7 @@ class SecondDecoder:
         """
         others = self.decoder.decode(packet)
         if len(others) != len(frames):
-            raise UntrustedFileError("damaged", f"two ways of decoding disagree behind frame {self.num_frames}")
+            raise UntrustedFileError("damaged", f"two ways of decoding disagree after frame {self.num_frames}")
         for frame, other in zip(frames, others, strict=True):
             if not _are_equal(frame, other):
                 raise UntrustedFileError("damaged", f"two ways of decoding disagree about frame {self.num_frames}")

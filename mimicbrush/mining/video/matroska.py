@@ -24,7 +24,7 @@ _MAX_SIZE_BYTES, _MAX_ID_BYTES = 8, 4
 
 
 class _Element(NamedTuple):
-    """One element: `end` is None where its size is unknown (a live recording)."""
+    """One element: `end` is None if its size is unknown (a live recording)."""
 
     id: int
     start: int
@@ -36,7 +36,7 @@ class _FaultError(Exception):
 
 
 def find_matroska_fault(path: Path) -> str:
-    """Find what contradicts the structure of a Matroska file; "" where nothing does.
+    """Find a fault in the structure of a Matroska file; "" if there is none.
 
     Raises:
         OSError: the file cannot be read.
@@ -55,7 +55,7 @@ def _check_file(data: mmap.mmap) -> None:
         raise _FaultError("no EBML header")
     segment = _read_element(data, head.end, len(data))
     if segment.id != _SEGMENT:
-        raise _FaultError("no Segment behind the EBML header")
+        raise _FaultError("no Segment after the EBML header")
     end = len(data) if segment.end is None else segment.end
     position = segment.start
     tracks: set[int] = set()
@@ -157,7 +157,7 @@ def _read_element(data: mmap.mmap, position: int, limit: int) -> _Element:
     if size == (1 << 7 * (start - size_at)) - 1:
         return _Element(identity, start, None)
     if start + size > limit:
-        raise _FaultError(f"the element {identity:x} at byte {position} is longer than what holds it")
+        raise _FaultError(f"the element {identity:x} at byte {position} is longer than its parent")
     return _Element(identity, start, start + size)
 
 

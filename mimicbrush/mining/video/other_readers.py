@@ -1,4 +1,4 @@
-"""Readers by name: decord and torchcodec decode behind a strict pass of `PyAVReader` over the same file.
+"""Readers by name. decord and torchcodec decode after a strict pass of `PyAVReader` over the same file.
 
 Both conceal damage, as FFmpeg does by default, and neither has an option against it; decord also opens playlists. So
 the file is scanned first, decoding included: a scan of the packets alone lets through what only a decoder notices.
@@ -42,7 +42,7 @@ _TIME_TOLERANCE_S = 2e-3
 
 @dataclass(frozen=True)
 class DecordReader:
-    """Reader by decord, behind a scan; its memory grows with every clip: use it in workers that are replaced.
+    """Reader with decord, after a scan. Its memory grows with every clip: use it in workers that are replaced.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -73,12 +73,14 @@ class DecordReader:
         except decord.DECORDError as error:
             raise _convert_error("decord", error) from error
         except StopIteration as error:
-            raise UntrustedFileError("missing_frames", f"decord gave fewer than {len(scan.times_s)} frames") from error
+            raise UntrustedFileError(
+                "missing_frames", f"decord returned fewer than {len(scan.times_s)} frames"
+            ) from error
 
 
 @dataclass(frozen=True)
 class TorchCodecReader:
-    """Reader by torchcodec, behind a scan.
+    """Reader with torchcodec, after a scan.
 
     Attributes:
         scanner: reads the file first; its limits hold.
@@ -130,7 +132,7 @@ def open_reader(
     tone_map: bool = False,
     deinterlace: bool = False,
 ) -> FrameReader:
-    """Open a reader of videos by the name of its library.
+    """Open the video reader of a library.
 
     Args:
         name: pyav, decord or torchcodec.
@@ -143,7 +145,7 @@ def open_reader(
         InputError: an unknown name, or a library that cannot be loaded.
     """
     if name not in _READERS:
-        raise InputError(f"reader={name!r} is not known; choose one of {', '.join(_READERS)}")
+        raise InputError(f"reader={name}: expected one of {', '.join(_READERS)}")
     scanner = PyAVReader(
         max_pixels=max_pixels, max_duration_s=max_duration_s, tone_map=tone_map, deinterlace=deinterlace
     )
@@ -161,7 +163,8 @@ def _import_package(module: str) -> ModuleType:
         return importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:  # torchcodec: RuntimeError without FFmpeg's libraries
         raise InputError(
-            f"reader={package!r} cannot be used: {_first_line(error)}. Choose reader=pyav, or: {_INSTALL[package]}"
+            f"reader={package} cannot be used: {_first_line(error)}. Use reader=pyav, or install it: "
+            f"{_INSTALL[package]}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins. No video is refused here; pairs across a cut are, in `pair_selection`."""
+"""Detection of cuts between shots. `pair_selection` refuses pairs across a cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the signal of a video is: HDR and interlaced frames, which are converted, kept or refused, and always noted.
+"""HDR and interlaced frames, which are converted, kept or refused, and always noted.
 
 Refuses as, where the options ask for it:
 
@@ -19,7 +19,7 @@ _DONE = {"tone_map": "tone-mapped", "deinterlace": "deinterlaced", "keep": "kept
 
 
 class UnwantedSignalError(DataError):
-    """A readable video that the options leave out.
+    """A readable video that the options exclude.
 
     Attributes:
         reason: a key of `mimicbrush.mining.refusals.REJECTED`.
@@ -34,7 +34,7 @@ class UnwantedSignalError(DataError):
 
 @dataclass
 class SignalNotes:
-    """What was seen of the signal of one video while its frames passed.
+    """Notes about HDR and interlaced frames of one video.
 
     Attributes:
         hdr, interlaced: what is done with such frames, see `MiningOptions`.
@@ -49,7 +49,7 @@ class SignalNotes:
     num_interlaced: int = 0
 
     def watch(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Pass frames on and note what they are.
+        """Yield the frames, and note what they are.
 
         Raises:
             UnwantedSignalError: a frame is of a kind that is to be skipped.
@@ -59,14 +59,16 @@ class SignalNotes:
             self.transfer = self.transfer or frame.transfer
             self.num_interlaced += frame.is_interlaced
             if frame.transfer and self.hdr == "skip":
-                raise UnwantedSignalError("hdr", f"HDR ({frame.transfer}); hdr=tone_map or hdr=keep takes it")
+                raise UnwantedSignalError("hdr", f"HDR ({frame.transfer}); use hdr=tone_map or hdr=keep to accept it")
             if frame.is_interlaced and self.interlaced == "skip":
-                detail = f"frame {frame.number} is interlaced; interlaced=deinterlace or interlaced=keep takes it"
+                detail = (
+                    f"frame {frame.number} is interlaced; use interlaced=deinterlace or interlaced=keep to accept it"
+                )
                 raise UnwantedSignalError("interlaced", detail)
             yield frame
 
     def describe(self, detail: str = "") -> str:
-        """Put the notes before what else there is to say of the video; `find_signals` finds them there."""
+        """Put the notes before the other details of the video, where `find_signals` finds them."""
         notes = []
         if self.transfer:
             notes.append(f"{_HDR_NOTE}{self.transfer}): {_DONE[self.hdr]}")

@@ -1,4 +1,4 @@
-"""What must hold of the packets and frames of one video stream, whatever decodes it.
+"""Checks of the packets and frames of a video stream, for any decoder.
 
 Refuses as:
 
@@ -29,7 +29,7 @@ _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """Limits that a stream must keep, see `PyAVReader`."""
+    """Limits of a stream, see `PyAVReader`."""
 
     max_pixels: int
     max_duration_s: float
@@ -74,7 +74,7 @@ class StreamChecks:
         # AVI stores no presentation times, only the order of decoding.
         pts = frame.pts if frame.pts is not None else frame.dts
         if pts is None:
-            raise UntrustedFileError("bad_timestamps", f"frame {number} has no time")
+            raise UntrustedFileError("bad_timestamps", f"frame {number} has no timestamp")
         if number and pts <= self.last_pts:
             raise UntrustedFileError(
                 "bad_timestamps", f"frame {number} is at tick {pts}, the one before at {self.last_pts}"
@@ -96,7 +96,7 @@ class StreamChecks:
         return time_s
 
     def check_end(self, container: av.container.InputContainer) -> None:
-        """Check after the last frame that all is there that the container and the packets promised."""
+        """Check after the last frame that everything that the container and the packets promised was there."""
         if self.num_packets == 0 or self.num_frames == 0:
             raise UntrustedFileError("no_video", "the video stream has no frame")
         declared = self.stream.frames

@@ -6,7 +6,7 @@ nonsense, so a file with one detected fault gives no pair at all.
 Refuses as:
 
 * "damaged": FFmpeg reports an error while it opens, demuxes or decodes, or a header makes no sense.
-* "no_video": the file holds no video stream that can be decoded.
+* "no_video": the file has no video stream that can be decoded.
 
 It calls the checks of `containers` before it opens the file, those of `decoders` and `stream_checks` while it reads.
 """
@@ -203,12 +203,12 @@ class PyAVReader:
         except av.error.FFmpegError as error:
             raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
         except (UnicodeError, OverflowError) as error:
-            raise UntrustedFileError("damaged", f"senseless header: {error}") from error
+            raise UntrustedFileError("damaged", f"invalid header: {error}") from error
 
     def _decode_stream(self, container: av.container.InputContainer) -> Iterator[_Decoded]:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
-            raise UntrustedFileError("no_video", "the file holds no video stream that can be decoded")
+            raise UntrustedFileError("no_video", "the file has no video stream that can be decoded")
         limits = StreamLimits(self.max_pixels, self.max_duration_s, self.tail_tolerance_s)
         limits.check_size(stream.codec_context.width, stream.codec_context.height)
         decoder = open_strict_decoder(stream)

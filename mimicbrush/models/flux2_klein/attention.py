@@ -1,4 +1,4 @@
-"""What target tokens ask and reference tokens answer: queries and keys out of the attention of FLUX.2 klein.
+"""Queries of target tokens and keys of reference tokens, taken from the attention of FLUX.2 klein.
 
 The stock processors of diffusers compute the attention, always. Ours catch what the norms of queries and keys put out
 on the way, and rotate it as the stock processors do. So the numbers of the transformer stay the same to the bit,

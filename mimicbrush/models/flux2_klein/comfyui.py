@@ -126,7 +126,9 @@ def _read_pairs(file: Path) -> LoraPairs:
         expected = {f"{layer}.{half}.weight" for layer in layers for half in ("lora_A", "lora_B")}
         if not names or expected != names.keys() or any(not layer.startswith(_PREFIX) for layer in layers):
             wrong = sorted(expected ^ names.keys()) or list(names) or ["nothing"]
-            raise WeightsError(f"{file} is no LoRA of diffusers for a transformer, see {make_storable(wrong[0])}")
+            raise WeightsError(
+                f"{file} is not a LoRA of diffusers for a transformer: unexpected or missing {make_storable(wrong[0])}"
+            )
         pairs = {}
         for layer in layers:
             a, b = (opened.get_tensor(f"{layer}.{half}.weight") for half in ("lora_A", "lora_B"))
@@ -138,12 +140,12 @@ def _read_pairs(file: Path) -> LoraPairs:
 def _read_alpha(file: Path, config: Any, rank: int) -> float:
     """Read alpha out of peft's config; without one it is the rank."""
     if not isinstance(config, dict):
-        raise DamagedFileError(file, "its metadata holds no config of peft")
+        raise DamagedFileError(file, "its metadata contains no PEFT config")
     facts = {str(name).removeprefix(_PREFIX): value for name, value in config.items()}
     for name in ("alpha_pattern", "use_dora", "use_rslora"):
         if facts.get(name):
             raise WeightsError(f"{file} was trained with {name}, which has no counterpart in ComfyUI's LoRA files")
     alpha = facts.get("lora_alpha", rank)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise DamagedFileError(file, f"its metadata states lora_alpha={make_storable(str(alpha), 100)}")
+        raise DamagedFileError(file, f"its metadata has lora_alpha={make_storable(str(alpha), 100)}, expected a number")
     return alpha

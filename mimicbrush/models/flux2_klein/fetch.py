@@ -1,4 +1,4 @@
-"""A base model of FLUX.2 klein: fetched and checked part by part, and the prompt encoded where that is not done."""
+"""Download and check a base model of FLUX.2 klein part by part, and encode the prompt if that is needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAINED_WITH = ("base.transformer", "base.vae")
 def check_or_fetch_klein(
     options: Flux2KleinModel, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
 ) -> list[PartReport]:
-    """Look at what a training run begins from, fetch what is absent or damaged, and encode the prompt.
+    """Check the files that a training run starts from, download missing or damaged ones, and encode the prompt.
 
     The text encoder (8 GB) is fetched only where there is no file with the encoded prompt.
 
@@ -72,7 +72,7 @@ def _inspect_prompt(options: Flux2KleinModel, width: int | None) -> PartReport:
 def _encode(options: Flux2KleinModel, folder: Path, say: Callable[[str], None]) -> None:
     """Encode the prompt with the text encoder in a folder, on a GPU if there is one, in the type of its weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    say(f"encoding the prompt on {device} ({'seconds' if device == 'cuda' else 'a minute or two'})")
+    say(f"encoding the prompt on {device} (this takes {'seconds' if device == 'cuda' else 'a minute or two'})")
     try:
         text_encoder = Qwen3ForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder.parent / "tokenizer")
@@ -82,4 +82,4 @@ def _encode(options: Flux2KleinModel, folder: Path, say: Callable[[str], None]) 
     encoder = f"{split_revision(options.base)[0]}@{commit}" if commit else str(folder.parent.resolve())
     embeddings = encode_prompt(options.prompt, text_encoder.to(device), tokenizer, encoder=encoder)
     write_prompt(Path(options.prompt_embeddings), embeddings)
-    say(f"the prompt is in {options.prompt_embeddings}; the text encoder is not needed again")
+    say(f"the encoded prompt is in {options.prompt_embeddings}; the text encoder is no longer needed")

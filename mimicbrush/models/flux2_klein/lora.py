@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from mimicbrush.errors import WeightsError
 from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.text import describe_error, make_storable
-from mimicbrush.models.pretrained.files import read_head
+from mimicbrush.models.flux2_klein.files import read_lora_head
 
 
 def write_klein_lora(file: Path, transformer: Flux2Transformer2DModel) -> None:
@@ -48,22 +48,18 @@ def load_klein_lora(pipeline: Flux2KleinPipeline, file: Path) -> None:
     Raises:
         WeightsError: the file is damaged, or holds something else than a LoRA of this transformer.
     """
-    stored = {key: tensor.shape for key, tensor in read_head(file).items()}
-    foreign = [key for key in stored if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if foreign or not stored:
-        found = make_storable(foreign[0]) if foreign else "nothing"
-        raise WeightsError(f"{file} is no LoRA of diffusers: it holds {found}")
+    stored = {key: tensor.shape for key, tensor in read_lora_head(file).items()}
     layers = {f"transformer.{name}": each for name, each in pipeline.transformer.named_modules()}
     for name in sorted({key.removesuffix(".weight").rpartition(".")[0] for key in stored}):
         layer = layers.get(name)
         if not isinstance(layer, torch.nn.Linear):
-            raise WeightsError(f"{file} is no LoRA of this transformer, which has no layer {make_storable(name)}")
+            raise WeightsError(f"{file} is not a LoRA for this transformer, which has no layer {make_storable(name)}")
         down, up = (stored.get(f"{name}.{half}.weight", ()) for half in ("lora_A", "lora_B"))
         rank = down[0] if down else 0
         if rank < 1 or down != (rank, layer.in_features) or up != (layer.out_features, rank):
             raise WeightsError(
-                f"{file} does not fit this transformer: {name} has A {down} and B {up}, expected (rank, "
-                f"{layer.in_features}) and ({layer.out_features}, rank)"
+                f"{file} does not fit this transformer: {name} has A of shape {down} and B of shape {up}, expected "
+                f"(rank, {layer.in_features}) and ({layer.out_features}, rank)"
             )
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)

@@ -32,7 +32,7 @@ HIDDEN_LAYERS = (9, 18, 27)
 MAX_TOKENS = 512
 
 HOW_TO_ENCODE = (
-    "`mimicbrush fetch` with the same model options fetches the text encoder (8 GB) and encodes the prompt, once"
+    "`mimicbrush fetch` with the same model options downloads the text encoder (8 GB) and encodes the prompt once"
 )
 
 # The key in the metadata of the file. It is the only one: safetensors writes several in any order.
@@ -41,7 +41,7 @@ _KEY = "mimicbrush_prompt"
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """What a file says of its embeddings.
+    """Facts about the embeddings in a file.
 
     Attributes:
         prompt: the text.
@@ -58,7 +58,7 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Embeddings of the prompt, and of the empty prompt, which classifier-free guidance takes beside it.
+    """Embeddings of the prompt, and of the empty prompt for classifier-free guidance.
 
     Attributes:
         facts: of which prompt.
@@ -95,7 +95,7 @@ def encode_prompt(
     hidden_layers: Sequence[int] = HIDDEN_LAYERS,
     max_tokens: int = MAX_TOKENS,
 ) -> PromptEmbeddings:
-    """Encode a prompt as `Flux2KleinPipeline` does: that pipeline does it here, without its other networks.
+    """Encode a prompt with `Flux2KleinPipeline`, without its other networks.
 
     Args:
         prompt: the text; with its template it must fit `max_tokens`, or its end is cut off.
@@ -125,7 +125,7 @@ def encode_prompt(
 
 
 def write_prompt(path: Path, embeddings: PromptEmbeddings) -> None:
-    """Write embeddings to a file; it gets its name when it is whole.
+    """Write embeddings to a temporary file, and rename it when it is complete.
 
     Args:
         path: the file, .safetensors. Its folder is made if need be.
@@ -146,8 +146,8 @@ def read_prompt(path: Path, *, prompt: str | None = None, width: int | None = No
         width: what the transformer takes (its `joint_attention_dim`); None: any.
 
     Raises:
-        WeightsError: there is no such file, or it holds another prompt or another width; says what to do.
-        DamagedFileError: it is no such file, or not what was written.
+        WeightsError: there is no such file, or it has another prompt or another width; says what to do.
+        DamagedFileError: it is not a file of `write_prompt`, or it was changed.
     """
     if not path.is_file():
         raise WeightsError(f"there is no file {path} with the encoded prompt. {HOW_TO_ENCODE}")
@@ -158,16 +158,20 @@ def read_prompt(path: Path, *, prompt: str | None = None, width: int | None = No
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         found, checksum = _build(stored, tensors)
     except (IndexError, KeyError, OSError, TypeError, ValueError) as error:
-        raise DamagedFileError(path, f"it is no file of an encoded prompt ({type(error).__name__}: {error})") from error
+        raise DamagedFileError(
+            path, f"it is not a file of an encoded prompt ({type(error).__name__}: {error})"
+        ) from error
     if found.checksum != checksum:
-        raise DamagedFileError(path, "its checksum is not that of its numbers; remove it, and encode the prompt again")
+        raise DamagedFileError(
+            path, "its checksum does not match its numbers; delete the file, and encode the prompt again"
+        )
     if prompt is not None and found.facts.prompt != prompt:
         there, wanted = make_storable(repr(found.facts.prompt)), make_storable(repr(prompt))
-        raise WeightsError(f"{path} holds the prompt {there}, expected {wanted}. {HOW_TO_ENCODE}")
+        raise WeightsError(f"{path} contains the prompt {there}, expected {wanted}. {HOW_TO_ENCODE}")
     if width is not None and found.embeds.shape[-1] != width:
         raise WeightsError(
-            f"{path} holds embeddings of width {found.embeds.shape[-1]}, the transformer takes {width}: they are of "
-            f"the text encoder of another model ({make_storable(found.facts.encoder)})"
+            f"{path} contains embeddings of width {found.embeds.shape[-1]}, but the transformer takes {width}: they "
+            f"come from the text encoder of another model ({make_storable(found.facts.encoder)})"
         )
     return found
 
@@ -179,5 +183,5 @@ def _build(stored: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tu
     found = PromptEmbeddings(facts, **tensors)
     tokens = found.embeds.shape[1]
     if found.embeds.shape != found.empty_embeds.shape or found.text_ids.shape != (1, tokens, 4):
-        raise ValueError("its tensors do not fit each other")
+        raise ValueError("the shapes of its tensors do not match")
     return found, str(stored["checksum"])

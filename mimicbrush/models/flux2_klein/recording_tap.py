@@ -1,4 +1,4 @@
-"""Where target tokens look among the references, for the recorders that also serve the U-Nets."""
+"""Record the attention from target tokens to the references, with the same recorders as for the U-Nets."""
 
 from __future__ import annotations
 

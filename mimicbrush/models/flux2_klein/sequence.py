@@ -22,7 +22,7 @@ TIME_STEP = 10
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Which tokens of a sequence belong to what; slices are over the whole sequence, in which the text comes first.
+    """Positions of the tokens of each image; slices are over the whole sequence, which starts with the text.
 
     Attributes:
         num_text: text tokens.

@@ -84,9 +84,9 @@ def use_fused_norms(unet: UNet2DConditionModel) -> None:
 def find_obstacle(input: torch.Tensor) -> str | None:
     """Say why the kernels cannot take this input; None where they can."""
     if input.device.type != "cuda":
-        return f"it needs a CUDA GPU, and the model is on {input.device.type}"
+        return f"it needs a CUDA GPU, but the model is on {input.device.type}"
     if input.dtype not in (torch.float16, torch.bfloat16):
-        return f"it needs half precision (train.mixed_precision), and activations are {input.dtype}"
+        return f"it needs half precision (train.mixed_precision), but the activations are {input.dtype}"
     if input.ndim != 4 or not input.is_contiguous(memory_format=torch.channels_last):
         return "it needs activations in channels-last order, which sharded networks do not have"
     return None if _has_triton() else "it needs Triton, which is not installed"

@@ -89,7 +89,9 @@ def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.
 def _build(class_name: str, network: StoredNetwork) -> nn.Module:
     token_encoders = {kind.model_class.__name__: kind for kind in TOKEN_ENCODERS.values()}
     if class_name not in (buildable := (*_DIFFUSERS, *token_encoders, _DEPTH, _TEXT)):
-        raise WeightsError(f"{network.folder} is to be a {class_name}, expected one of {', '.join(buildable)}")
+        raise WeightsError(
+            f"{network.folder} should be a {class_name}, which is not supported; expected one of {', '.join(buildable)}"
+        )
     built: nn.Module
     if class_name in _DIFFUSERS:
         built = _DIFFUSERS[class_name].from_config(network.config)
@@ -104,7 +106,7 @@ def _build(class_name: str, network: StoredNetwork) -> nn.Module:
 
 
 def check_every_byte(network: StoredNetwork) -> None:
-    """Read all bytes of the weights: they must be finite, and, in the hub's cache, have the hash that the hub states.
+    """Read all bytes of the weights: they must be finite and, in the hub's cache, have the hash that the hub states.
 
     Raises:
         DamagedFileError: names the file, and the tensor.
@@ -114,12 +116,12 @@ def check_every_byte(network: StoredNetwork) -> None:
         if expected is not None:
             actual = hash_file(file)
             if actual != expected:
-                raise DamagedFileError(file, f"its SHA-256 is {actual}, the hub states {expected}")
+                raise DamagedFileError(file, f"its SHA-256 is {actual}, but the hub states {expected}")
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (no mapping)
                 tensor = opened.get_tensor(key)
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise DamagedFileError(file, f"{key} holds infinite numbers, or none at all")
+                    raise DamagedFileError(file, f"{key} contains NaN or infinite values")
 
 
 def _hash_of_hub(file: Path) -> str | None:

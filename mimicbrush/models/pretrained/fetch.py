@@ -1,4 +1,4 @@
-"""All starting weights: fetched where they are absent, checked, and reported part by part."""
+"""Download missing starting weights, check all of them, and report part by part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimicbrush.models.pretrained.weights import LAYOUTS, fetch_network, locate_
 def check_or_fetch_weights(
     options: PretrainedModel, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
 ) -> list[PartReport]:
-    """Look at all starting weights, and fetch what is absent or damaged.
+    """Check all starting weights, and download missing or damaged ones.
 
     Args:
         options: name them.
@@ -38,7 +38,7 @@ def check_or_fetch_weights(
 def check_or_fetch_part(
     part: str, name: str, *, fetching: bool, deep: bool, say: Callable[[str], None] = print
 ) -> PartReport:
-    """Look at the starting weights of one part, and fetch what is absent or damaged; see `check_or_fetch_weights`.
+    """Check the starting weights of one part, and download missing or damaged ones; see `check_or_fetch_weights`.
 
     Args:
         part: a key of `weights.LAYOUTS`.
@@ -49,7 +49,7 @@ def check_or_fetch_part(
     while fetching and not Path(name).is_dir() and _can_be_fetched(report) and _damaged_file(report) not in tried:
         tried.append(_damaged_file(report))
         what = f"{part.partition('.')[2]} of {report.named}".removeprefix(" of ")
-        say(f"fetching {what}" + (f" again: {report.problem}" if tried[-1] else ""))
+        say(f"downloading {what}" + (f" again: {report.problem}" if tried[-1] else ""))
         try:
             fetch_network(part, name, damaged=tried[-1])
         except WeightsError as error:
@@ -62,7 +62,7 @@ def check_or_fetch_part(
 def _inspect(part: str, name: str, deep: bool) -> PartReport:
     folder = locate_weights(part, name)
     if folder is None:
-        absent = WeightsError("neither a folder nor (wholly) in the local Hugging Face cache")
+        absent = WeightsError("neither a folder nor (completely) in the local Hugging Face cache")
         return PartReport(part, name_option(part, name), problem=absent)
     root = folder.parent if folder.name == LAYOUTS[part].subfolder else folder
     if lacking := [pattern for pattern in LAYOUTS[part].beside if not any(root.glob(pattern))]:
@@ -80,7 +80,7 @@ def _inspect(part: str, name: str, deep: bool) -> PartReport:
 
 
 def _can_be_fetched(report: PartReport) -> bool:
-    """Whether fetching may help: files are absent or damaged, rather than those of another network."""
+    """Whether a download may help: files are missing or damaged, and not those of another network."""
     return report.network is None or _damaged_file(report) is not None
 
 

@@ -1,4 +1,4 @@
-"""The files of a stored network, read without loading it: configs, and the heads of safetensors files.
+"""Read the files of a stored network without loading it: configs, and the headers of safetensors files.
 
 Imports no torch: a cut or damaged file must be named within a second, not after torch and diffusers are imported.
 """
@@ -27,15 +27,16 @@ _LENGTH_BYTES = 8
 
 
 class DamagedFileError(WeightsError):
-    """Error of a file that is not what was written; it should be fetched again.
+    """A file is damaged; download it again.
 
     Attributes:
         file: which.
+        reason: what is wrong with it.
     """
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{make_storable(str(file))} is damaged: {make_storable(reason)}")
-        self.file = file
+        self.file, self.reason = file, reason
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class StoredNetwork:
 
     @property
     def variant(self) -> str | None:
-        """What the libraries call this kind of file: "fp16", or None for the usual one."""
+        """Name of the variant in diffusers: "fp16", or None for the usual files."""
         return HALF_VARIANT if self.files[0].stem.endswith(f".{HALF_VARIANT}") else None
 
     @property
@@ -80,7 +81,7 @@ class StoredNetwork:
 
 
 def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> StoredNetwork:
-    """Read what a network's folder holds.
+    """Read the config and the tensor names of a network's folder.
 
     Args:
         folder: of the network.
@@ -93,12 +94,14 @@ def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> S
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise WeightsError(f"{folder} has no config.json, which says how large the network is")
+        raise WeightsError(f"{folder} has no config.json, which is needed for the size of the network")
     config = read_object(config_file)
     check_config_counts(config, config_file)
     single, index = folder / f"{file_stem}.safetensors", folder / f"{file_stem}.safetensors.index.json"
     if single.is_file() and index.is_file():
-        raise WeightsError(f"{folder} holds both {single.name} and {index.name}; remove the one that is not meant")
+        raise WeightsError(
+            f"{folder} contains both {single.name} and {index.name}; remove the one that should not be used"
+        )
     if single.is_file():
         return StoredNetwork(folder, config, (single,), read_head(single))
     half = folder / f"{file_stem}.{HALF_VARIANT}.safetensors"
@@ -106,7 +109,7 @@ def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> S
         return StoredNetwork(folder, config, (half,), read_head(half))
     if not index.is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt"))
-        there = f"; it holds {', '.join(others)}. Pickles are not opened, nor other variants taken" if others else ""
+        there = f"; it contains {', '.join(others)}, but pickles and other variants are not loaded" if others else ""
         raise WeightsError(f"{folder} has no {single.name}{there}")
     tensors, files = _read_shards(index)
     return StoredNetwork(folder, config, files, tensors)
@@ -119,7 +122,7 @@ def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
         or not weight_map
         or any(Path(str(name)).name != name for name in weight_map.values())
     ):
-        raise DamagedFileError(index, "it has no weight_map from tensors to the names of files beside it")
+        raise DamagedFileError(index, "it has no weight_map from tensors to the names of files in the same folder")
     files = tuple(index.parent / name for name in sorted(set(weight_map.values())))
     absent = [file.name for file in files if not file.is_file()]
     if absent:
@@ -128,13 +131,13 @@ def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]
     holders = {key: name for name, head in heads.items() for key in head}
     if holders != weight_map or sum(map(len, heads.values())) != len(holders):
         differing = sorted(key for key in {**holders, **weight_map} if holders.get(key) != weight_map.get(key))
-        first = differing[0] if differing else "a tensor twice"
-        raise WeightsError(f"{index} does not fit its shards: they do not hold {first} as it says")
+        problem = f"its entry for {differing[0]} is wrong or missing" if differing else "they contain a tensor twice"
+        raise WeightsError(f"{index} does not fit its shards: {problem}")
     return {key: tensor for head in heads.values() for key, tensor in head.items()}, files
 
 
 def read_head(file: Path) -> dict[str, StoredTensor]:
-    """Read which tensors a safetensors file holds; the tensors themselves are not read.
+    """Read the names, types and shapes of the tensors in a safetensors file, but not the tensors.
 
     Raises:
         DamagedFileError: the head cannot be read, or the tensors do not fill the file exactly.
@@ -149,7 +152,7 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
 
 
 def check_head(file: Path) -> None:
-    """Check what a safetensors file begins with, before the library reads it.
+    """Check the header of a safetensors file before the library reads it.
 
     The library takes a head of 100 MB, and of two tensors under one name the second.
 
@@ -167,36 +170,36 @@ def check_head(file: Path) -> None:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if size < _LENGTH_BYTES + head_bytes:
         raise DamagedFileError(
-            file, f"it has {size:,} bytes and no head; a fetch was cut off, or it is no safetensors file"
+            file, f"it has {size:,} bytes and no header; the download was interrupted, or it is not a safetensors file"
         )
     if head_bytes > MAX_HEAD_BYTES:
-        raise DamagedFileError(file, f"its head has {head_bytes:,} bytes, expected at most {MAX_HEAD_BYTES:,}")
+        raise DamagedFileError(file, f"its header has {head_bytes:,} bytes, expected at most {MAX_HEAD_BYTES:,}")
     try:
         json.loads(head, object_pairs_hook=_refuse_repetition)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(file, f"its head cannot be read ({error})") from error
+        raise DamagedFileError(file, f"its header cannot be read ({error})") from error
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in found if names.count(name) > 1)} twice")
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)} appears twice")
     return found
 
 
 def _describe_damage(file: Path, reason: str) -> str:
-    """Say what is wrong with a file that safetensors refuses, which does not tell a cut file from a lengthened one."""
+    """Say what is wrong with a file that safetensors refuses: it may be too short or too long."""
     size = file.stat().st_size
     if "not fully covered" not in reason:
-        return f"its head cannot be read ({reason})"
+        return f"its header cannot be read ({reason})"
     with file.open("rb") as opened:
         head_bytes = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
         head = json.loads(opened.read(head_bytes))
     head.pop("__metadata__", None)
     needed = _LENGTH_BYTES + head_bytes + max((entry["data_offsets"][1] for entry in head.values()), default=0)
-    cut = "a fetch was cut off" if size < needed else "there is something behind them"
-    return f"it has {size:,} bytes, its tensors need {needed:,}; {cut}"
+    cut = "the download was interrupted" if size < needed else "there is extra data after them"
+    return f"it has {size:,} bytes, but its tensors need {needed:,}; {cut}"
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DamagedFileError(file, f"it cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise DamagedFileError(file, f"it holds a {type(content).__name__}, expected an object")
+        raise DamagedFileError(file, f"it contains a {type(content).__name__}, expected an object")
     return content
 
 
@@ -236,7 +239,9 @@ def check_config_counts(config: object, file: object) -> None:
             waiting += value.items()
         elif isinstance(value, list):
             if len(value) > MAX_COUNT:
-                raise WeightsError(f"{file} lists {len(value):,} values as {make_storable(key)}, at most {MAX_COUNT:,}")
+                raise WeightsError(
+                    f"{file} has {len(value):,} values of {make_storable(key)}, expected at most {MAX_COUNT:,}"
+                )
             waiting += ((key, each) for each in value)
         elif isinstance(value, int | float) and any(word in key for word in ("layers", "labels")) and value > MAX_COUNT:
-            raise WeightsError(f"{file} says {make_storable(f'{key}={value:.6g}')}, expected at most {MAX_COUNT:,}")
+            raise WeightsError(f"{file} has {make_storable(f'{key}={value:.6g}')}, expected at most {MAX_COUNT:,}")

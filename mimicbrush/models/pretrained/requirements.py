@@ -1,4 +1,4 @@
-"""What starting weights must be, so that the method can begin from them. Imports no torch, see `files`.
+"""Requirements for starting weights. Imports no torch, see `files`.
 
 Some facts make the method, such as the nine channels that become thirteen: other weights are an error. Sizes, such
 as the width of the context, only have to fit together; where they are not the paper's, that is noted.
@@ -96,7 +96,7 @@ def name_option(part: str, name: str) -> str:
 
 
 def inspect_part(part: str, name: str, folder: Any) -> PartReport:
-    """Inspect a part by the heads of its files and its config.
+    """Inspect a part from the headers of its files and its config.
 
     Args:
         part: a key of `LAYOUTS`.
@@ -111,15 +111,15 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
             tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL" for tensor in _list_weights(report.network)
         )
         if integers:
-            raise WeightsError(f"{folder} holds {integers} tensors of whole numbers, expected weights")
+            raise WeightsError(f"{folder} contains {integers} tensors of integers, expected floating-point weights")
     except WeightsError as error:
         report.problem = error
     else:
         report.notes = note_revision(name, folder) + find_other_sizes(part, report.network.config)
         if report.network.variant is not None:
             report.notes.append(
-                f"there is no {LAYOUTS[part].file_stem}.safetensors, so the weights are those of the half-precision "
-                f"variant ({report.network.files[0].name}), rounded to 3 digits"
+                f"there is no {LAYOUTS[part].file_stem}.safetensors, so the half-precision variant is used "
+                f"({report.network.files[0].name}), whose weights have only 3 digits"
             )
     return report
 
@@ -131,7 +131,7 @@ def _list_weights(network: StoredNetwork) -> list[Any]:
 
 
 def check_facts(part: str, config: Mapping[str, Any]) -> None:
-    """Check that a network is of the kind that the method begins from.
+    """Check that a network is of the kind that training starts from.
 
     Raises:
         WeightsError: names what the config says and what it should say.
@@ -141,7 +141,7 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
         kind = config.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             given = make_storable(repr(kind))
-            raise WeightsError(f"its config says model_type={given}, expected a CLIP, whole or its image encoder")
+            raise WeightsError(f"its config says model_type={given}, expected CLIP (clip or clip_vision_model)")
     for key, (expected, default) in _FACTS[part].items():
         value = stated.get(key, default)
         if value != expected:
@@ -174,7 +174,7 @@ def check_together(networks: Mapping[str, StoredNetwork]) -> None:
         return
     unet, reference = networks["unet"].config, networks["reference_unet"].config
     differing = [
-        f"{key} is {unet.get(key)} there, {reference.get(key)} here"
+        f"{key} is {unet.get(key)} there and {reference.get(key)} here"
         for key in _SHARED
         if unet.get(key) != reference.get(key)
     ]

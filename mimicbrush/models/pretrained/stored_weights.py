@@ -27,7 +27,7 @@ _MOST_NAMED = 10
 
 
 @contextmanager
-def describe_build_errors(file: object, kind: str = "such network") -> Iterator[None]:
+def describe_build_errors(file: object, kind: str = "valid network") -> Iterator[None]:
     """Build networks on the meta device; whatever the libraries raise about a config becomes an error that names it.
 
     Args:
@@ -47,7 +47,7 @@ def describe_build_errors(file: object, kind: str = "such network") -> Iterator[
         *(TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
         StrictDataclassError,
     ) as error:
-        raise WeightsError(f"{file} describes no {kind} ({make_storable(repr(error))})") from error
+        raise WeightsError(f"{file} does not describe a {kind} ({make_storable(repr(error))})") from error
 
 
 def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -68,9 +68,7 @@ def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[
     ]
     problems += [f"{key} is missing, expected shape {_shape(expected[key])}" for key in expected if key not in weights]
     problems += [
-        f"{key} is unexpected, given with shape {_shape(tensor)}"
-        for key, tensor in weights.items()
-        if key not in expected
+        f"{key} is unexpected (its shape is {_shape(tensor)})" for key, tensor in weights.items() if key not in expected
     ]
     if problems:
         shown = [f"  {make_storable(problem)}" for problem in problems[:_MOST_NAMED]]
@@ -91,7 +89,7 @@ def rename_vae_attention(weights: StateDict) -> StateDict:
         before, _, layer = block.rpartition(".")
         name = f"{before}.{_VAE_ATTENTION[layer]}.{last}" if layer in _VAE_ATTENTION else key
         if name in renamed:
-            raise WeightsError(f"vae does not fit:\n  {name} is there twice, under its old and its present name")
+            raise WeightsError(f"vae does not fit:\n  {name} appears twice, under its old and its new name")
         renamed[name] = tensor
     return renamed
 

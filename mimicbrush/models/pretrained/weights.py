@@ -1,4 +1,4 @@
-"""Where starting weights lie, and how they come there. Imports no torch, see `files`."""
+"""Find starting weights on this machine, and download them. Imports no torch, see `files`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ REVISIONS = {
     "black-forest-labs/FLUX.2-klein-base-4B": "a3b4f4849157f664bdbc776fd7453c2783562f4d",
 }
 
-HOW_TO_FETCH = "Fetch and check all with `mimicbrush fetch` and the same model options, or point an option to a folder."
+HOW_TO_FETCH = (
+    "Download and check everything with `mimicbrush fetch` and the same model options, or set an option to a folder."
+)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -94,7 +96,7 @@ def find_commit(folder: Path) -> str | None:
 
 
 def note_revision(name: str, folder: Path) -> list[str]:
-    """Note which revision of a repository lies in a folder of the Hugging Face cache, where the name does not say so.
+    """Note the revision of a repository in the Hugging Face cache, if the name does not state it.
 
     Args:
         name: of the repository, see `split_revision`.
@@ -104,11 +106,11 @@ def note_revision(name: str, folder: Path) -> list[str]:
     hub_id, wanted = split_revision(name)
     if Path(name).is_dir() or found is None or found == wanted:
         return []
-    return [f"revision {found}, the newest when it was fetched; name {hub_id}@{found} to stay with it"]
+    return [f"revision {found}, the newest when it was downloaded; use {hub_id}@{found} to keep this revision"]
 
 
 def locate_weights(part: str, name: str) -> Path | None:
-    """Find the folder of a network on this machine, or None where it is not (wholly) here. Nothing is fetched.
+    """Find the folder of a network on this machine, or None if it is not (completely) here. Nothing is downloaded.
 
     Args:
         part: a key of `LAYOUTS`.
@@ -132,7 +134,7 @@ def locate_weights(part: str, name: str) -> Path | None:
 
 
 def find_weights(options: PretrainedModel) -> dict[str, Path]:
-    """Find the local folder of each part's network. Nothing is downloaded: a run of days should not begin by surprise.
+    """Find the local folder of each part's network. Nothing is downloaded, so a long run cannot start by surprise.
 
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
@@ -141,7 +143,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
     missing = [f"  model.{part}={getattr(options, part)}" for part, folder in folders.items() if folder is None]
     if missing:
         raise WeightsError(
-            "starting weights are neither a folder nor (wholly) in the local Hugging Face cache:\n"
+            "starting weights are neither a folder nor (completely) in the local Hugging Face cache:\n"
             + "\n".join(missing)
             + f"\n  {HOW_TO_FETCH}"
         )
@@ -149,7 +151,7 @@ def find_weights(options: PretrainedModel) -> dict[str, Path]:
 
 
 def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
-    """Fetch the files of a network into the local Hugging Face cache; files that are there already stay.
+    """Download the files of a network into the local Hugging Face cache; existing files are kept.
 
     Args:
         part: a key of `LAYOUTS`.
@@ -180,14 +182,14 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
             snapshot_download(hub_id, revision=revision, allow_patterns=[again], force_download=True)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise WeightsError(
-            "the hub does not show it: there is none, or it wants a token of somebody who may see it "
+            "the hub does not show this repository: it does not exist, or it needs a token with access "
             "(HF_TOKEN, or `hf auth login`)"
         ) from error
     except LocalEntryNotFoundError as error:
         why = _in_short(error.__cause__ or error)
-        raise WeightsError(f"it is not wholly in the local cache, and the hub is not reached ({why})") from error
+        raise WeightsError(f"it is not completely in the local cache, and the hub cannot be reached ({why})") from error
     except (OSError, ValueError, RuntimeError, http_error) as error:
-        raise WeightsError(f"it cannot be fetched ({_in_short(error)})") from error
+        raise WeightsError(f"it cannot be downloaded ({_in_short(error)})") from error
 
 
 def _in_short(error: BaseException) -> str:

@@ -103,26 +103,26 @@ class PartChange:
         """Say in a sentence what the difference means."""
         title = f"The {CHANGE_TITLES[self.name]}"
         if self.total is None:
-            return f"{title} has no stock weights: all of it was learnt."
+            return f"{title} has no stock weights: all of its weights were learnt."
         if self.verdict == EQUAL:
-            return f"{title} was not trained: all its weights are those of {self.stock}."
+            return f"{title} was not trained: all of its weights are those of {self.stock}."
         if self.verdict == EQUAL_IN_HALF and self.total.rounded:
             return f"{title} was not trained: its weights are those of {self.stock}, rounded to half precision."
         amount = f"{self.total.relative:.2g} of their size" if math.isfinite(self.total.relative) else "any amount"
         if self.verdict == EQUAL_IN_HALF:
             return (
-                f"{title} was hardly trained, if at all: its weights differ from those of {self.stock} by {amount}, "
-                "which vanishes in half precision."
+                f"{title} was hardly trained or not at all: its weights differ from those of {self.stock} by {amount}, "
+                "and the difference vanishes in half precision."
             )
         moved = [name for name, block in self.blocks.items() if block.verdict == CHANGED]
         if len(moved) < len(self.blocks):  # so it did begin there
             return (
-                f"{title} was trained: in {len(moved)} of {len(self.blocks)} blocks its weights differ from those of "
-                f"{self.stock}, by {amount} in all."
+                f"{title} was trained: its weights differ from those of {self.stock} in {len(moved)} of "
+                f"{len(self.blocks)} blocks, by {amount} in total."
             )
         return (
-            f"{title} was trained, or began elsewhere: in every block its weights differ from those of {self.stock}, "
-            f"by {amount} in all."
+            f"{title} was trained, or started from other weights: its weights differ from those of {self.stock} "
+            f"in every block, by {amount} in total."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -171,7 +171,8 @@ def compare_with_stock(
         absent = [name for name in _FROZEN if name in stocks]
         if absent:
             raise InputError(
-                f"{given} holds no {' and no '.join(absent)}; compare a pipeline folder, or leave that out"
+                f"{given} does not contain {' and '.join(absent)}; compare a pipeline folder instead, or do not name "
+                f"stock weights for {' and '.join(absent)}"
             )
         files = {_CHECKPOINT: [given]}
     stock_files = {part: weights_of(path, "unet") for part, path in stocks.items()}
@@ -283,11 +284,13 @@ def describe_changes(changes: list[PartChange]) -> str:
     for part in changes:
         lines.append(f"{part.name}: {part.verdict}" + _percent(part.total))
         if part.excused:
-            lines.append(f"    {len(part.excused)} keys of the stock lie behind the last feature that is read; excused")
+            lines.append(
+                f"    {len(part.excused)} keys of the stock weights are absent: no later layer reads their output"
+            )
         if part.new_inputs is not None:
             new = part.new_inputs
             lines.append(
-                f"    conv_in: {new['channels']} input channels that the stock lacks, left out below: "
+                f"    conv_in: {new['channels']} input channels that the stock weights do not have, ignored below: "
                 + ("all zero" if new["all_zero"] else f"norm {new['norm']:.4g}")
             )
         if part.verdict != EQUAL:

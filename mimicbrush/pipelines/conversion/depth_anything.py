@@ -62,7 +62,7 @@ def hub_weights(weights: StateDict, given: Path) -> tuple[StateDict, DepthAnythi
         for key, tensor in weights.items():
             if depth_hub_name(key) in named:
                 raise WeightsError(
-                    f"depth does not fit:\n  {depth_hub_name(key)} is there twice, under two of its names"
+                    f"depth does not fit:\n  {depth_hub_name(key)} appears twice, under two different names"
                 )
             named[depth_hub_name(key)] = tensor
         weights = named
@@ -86,7 +86,7 @@ def original_config(weights: StateDict) -> DepthAnythingConfig:
     if width % _HEAD_CHANNELS:
         raise WeightsError(
             f"depth does not fit:\n  pretrained.patch_embed.proj.weight has width {width}, expected a multiple of "
-            f"{_HEAD_CHANNELS}: every DINOv2 has heads of {_HEAD_CHANNELS} channels"
+            f"{_HEAD_CHANNELS}, because each attention head of DINOv2 has {_HEAD_CHANNELS} channels"
         )
     num_layers = len({key.split(".")[2] for key in weights if key.startswith("pretrained.blocks.")})
     side = math.isqrt(shape("pretrained.pos_embed")[1] - 1)
@@ -190,6 +190,6 @@ def _joined(name: str, hub: Mapping[str, torch.Tensor], parts: tuple[str, ...]) 
     """Make a tensor of the shape that an original weight must have."""
     absent = [part for part in parts if part not in hub]
     if absent:
-        raise WeightsError(f"depth does not fit:\n  {name} is unexpected: this network has no {absent[0]}")
+        raise WeightsError(f"depth does not fit:\n  {name} is unexpected, because this network has no {absent[0]}")
     rows, *rest = hub[parts[0]].shape
     return torch.empty(len(parts) * rows, *rest, device="meta")

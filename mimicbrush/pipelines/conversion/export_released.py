@@ -19,6 +19,7 @@ from mimicbrush.models.pretrained.stored_weights import StateDict, check_fit, cl
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.schedule import noise_scheduler
 from mimicbrush.models.unets import REFERENCE_UNETS, UNET_IN_CHANNELS, ReferenceUNet
+from mimicbrush.pipelines.checksums import check_checksums
 from mimicbrush.pipelines.conversion.key_maps import PARTS, with_position_ids
 from mimicbrush.pipelines.conversion.untrusted_files import config_of, read_state_dict, weights_of
 from mimicbrush.pipelines.folder import read_conventions
@@ -51,8 +52,9 @@ def export_released(
     """
     check_output_file(output, force=force)
     index = pipeline_index(pipeline)
+    check_checksums(pipeline, deep=True)
     if not index.get("reference_unet", [None])[0]:
-        raise WeightsError(f"{pipeline} has no reference U-Net; the released code cannot do without one")
+        raise WeightsError(f"{pipeline} has no reference U-Net, but the released code needs one")
     networks = _networks(pipeline)
     files = [file for component in PARTS.values() for file in weights_of(pipeline / component)]
     check_output_file(output, force=force, needed_bytes=sum(file.stat().st_size for file in files))
@@ -90,14 +92,16 @@ def checkpoint_weights(checkpoint: Path, networks: dict[str, nn.Module], *, aver
     """
     file = checkpoint / (_CHECKPOINT_AVERAGE if average else _CHECKPOINT_WEIGHTS)
     if not (checkpoint / _CHECKPOINT_WEIGHTS).is_file():
-        raise WeightsError(f"{checkpoint} is no checkpoint of a run (it has no {_CHECKPOINT_WEIGHTS})")
+        raise WeightsError(f"{checkpoint} is not a checkpoint of a training run (it has no {_CHECKPOINT_WEIGHTS})")
     if not file.is_file():
-        raise WeightsError(f"{checkpoint} holds no averaged weights (train.ema_decay=0); use --raw for the others")
+        raise WeightsError(
+            f"{checkpoint} has no averaged weights (train.ema_decay=0); use --raw to export the weights themselves"
+        )
     joined = read_state_dict([file])
     if any(".lora_" in key for key in joined):
         raise WeightsError(
-            f"{file} holds adapters (lora) and not the weights beside them; export the run's pipeline instead, in "
-            "which they are merged: --pipeline RUN/pipeline"
+            f"{file} contains only LoRA adapters, without the weights that they were trained on; export the run's "
+            "pipeline instead, which contains the merged weights: --pipeline RUN/pipeline"
         )
     found: dict[str, StateDict] = {}
     for part, component in PARTS.items():
@@ -116,24 +120,31 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
     """List what the released code, which has its choices wired in, would do differently with these weights."""
     index = pipeline_index(pipeline)
     warnings = [
-        f"these weights were trained for {name}={index.get(name)!r}; the released code has {value!r} wired in, "
-        "and will not paint as well with them"
+        f"these weights were trained for {name}={index.get(name)!r}, but the released code always uses {value!r}; "
+        "its results will be worse"
         for name, value in RELEASED_CONVENTIONS.items()
         if index.get(name) != value
     ]
     scheduler, wired = read_object(pipeline / "scheduler" / "scheduler_config.json"), dict(noise_scheduler().config)
     warnings += [
-        f"the scheduler's {name} is {scheduler.get(name)!r}; the released code has {wired[name]!r} wired in"
-        for name in ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+        f"the scheduler's {name} is {scheduler.get(name)!r}, but the released code always uses {wired[name]!r}"
+        for name in (
+            "prediction_type",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "num_train_timesteps",
+            "rescale_betas_zero_snr",
+        )
         if scheduler.get(name) != wired[name]
     ]
     if "original_inference_steps" in scheduler:
-        warnings.append("these weights were distilled to few steps of LCM; the released code samples with DDIM")
+        warnings.append("these weights were distilled for a few steps of LCM, but the released code samples with DDIM")
     size_px = read_conventions(pipeline).options["size_px"]
     if size_px != _RELEASED_SIZE_PX:
         warnings.append(
-            f"these weights were trained for {size_px} px; the released code's depth guider has {_RELEASED_SIZE_PX} "
-            "wired in, and will not paint as well with them"
+            f"these weights were trained for {size_px} px, but the depth guider of the released code always uses "
+            f"{_RELEASED_SIZE_PX} px; its results will be worse"
         )
     with torch.device("meta"):
         # The released code takes the width of the context from the U-Net, and that of the image tokens as it is here.
@@ -143,14 +154,14 @@ def find_released_differences(pipeline: Path, released: dict[str, StateDict]) ->
         for key, tensor in module.state_dict().items():
             if key not in released[part] or released[part][key].shape != tensor.shape:
                 warnings.append(
-                    f"{part} has other sizes than the released code builds ({key}: {_shape(released[part].get(key))}, "
-                    f"there {_shape(tensor)}); it must be told them"
+                    f"{part} has other sizes than in the released code ({key} is {_shape(released[part].get(key))} "
+                    f"here and {_shape(tensor)} there); change the sizes in the released code to load it"
                 )
                 break
     vae = index.get("vae", [None, None])[1]
     if vae != "AutoencoderKL":
         warnings.append(
-            f"the autoencoder is a {vae}; the released code takes an AutoencoderKL, which is not in the file"
+            f"the autoencoder is a {vae}, but the released code uses an AutoencoderKL, which the file does not contain"
         )
     return warnings
 
@@ -160,11 +171,13 @@ def pipeline_index(pipeline: Path) -> dict[str, Any]:
 
     Raises:
         InputError: it is none.
+        WeightsError: it has lost files.
     """
+    check_checksums(pipeline)
     file = pipeline / "model_index.json"
     index = read_object(file) if file.is_file() else {}
     if index.get("_class_name") != "MimicBrushPipeline":
-        raise InputError(f"{pipeline} is no MimicBrush pipeline folder")
+        raise InputError(f"{pipeline} is not a MimicBrush pipeline folder")
     return index
 
 
@@ -185,8 +198,8 @@ def _check_shares_hidden_states(index: dict[str, Any], weights: StateDict) -> No
     kind, expected = index.get("reference_unet", [None, None])[1], REFERENCE_UNETS["hidden_states"].__name__
     if kind != expected:
         raise WeightsError(
-            f"referencenet does not fit the released code: it is a {kind} with {len(weights)} keys, which does not "
-            f"share hidden states as a {expected} does"
+            f"referencenet does not fit the released code: it is a {kind} with {len(weights)} keys, but the "
+            f"released code needs a {expected}, which shares hidden states"
         )
 
 

@@ -54,15 +54,16 @@ def _snapshot(repository: str, fetch: bool) -> Path:
             missing = [pattern for pattern in patterns if not any(Path(found).glob(pattern))]
             if not missing:
                 return Path(found)
-            problem = f"its copy in {found} lacks {', '.join(missing)}"
+            problem = f"its copy in {found} does not contain {', '.join(missing)}"
     raise WeightsError(_how_to_fetch(repository, problem))
 
 
 def _how_to_fetch(repository: str, problem: str) -> str:
     wanted = " ".join(f"--include '{pattern}'" for pattern in HUB_FILES[repository])
     return (
-        f"the released weights need {repository}, and {problem}.\n"
-        f"  Fetch it where there is a network, into the same Hugging Face cache:\n  hf download {repository} {wanted}"
+        f"the released weights need {repository}, but {problem}.\n"
+        f"  Download it into the same Hugging Face cache, from a machine with a network:\n"
+        f"  hf download {repository} {wanted}"
     )
 
 

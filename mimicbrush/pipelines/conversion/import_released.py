@@ -124,7 +124,8 @@ def build_filled_networks(sizes: dict[str, dict[str, Any]], parts: dict[str, Sta
     halvings = [len(networks["depth_projector"].config.block_channels), len(networks["vae"].config.block_out_channels)]
     if halvings[0] != halvings[1]:
         raise WeightsError(
-            f"depth_guider does not fit: it halves the image {halvings[0] - 1} times, the VAE {halvings[1] - 1}"
+            f"depth_guider does not fit: it halves the image {halvings[0] - 1} times, but the VAE halves it "
+            f"{halvings[1] - 1} times"
         )
     return networks
 
@@ -142,7 +143,7 @@ def depth_projector_sizes(weights: StateDict) -> tuple[int, int, tuple[int, ...]
     )[1::2]
     for key in ("conv_in.weight", "conv_out.weight"):
         if key not in weights or weights[key].ndim != 4:
-            raise WeightsError(f"depth_guider does not fit:\n  {key} is missing, or no kernel of a convolution")
+            raise WeightsError(f"depth_guider does not fit:\n  {key} is missing, or is not the kernel of a convolution")
     first = weights["conv_in.weight"]
     return first.shape[1], LATENT_CHANNELS, (first.shape[0], *(weights[key].shape[0] for _, key in halving))
 
@@ -158,6 +159,8 @@ def check_free(output: Path, force: bool) -> None:
     if not output.exists():
         return
     if not force:
-        raise InputError(f"{output} exists; name another --output, or replace it with --force")
+        raise InputError(f"{output} exists; choose another --output, or overwrite it with --force")
     if not (output / "model_index.json").is_file():
-        raise InputError(f"{output} is no pipeline folder, so --force does not replace it; remove it, or name another")
+        raise InputError(
+            f"{output} is not a pipeline folder, so --force does not replace it; remove it, or choose another --output"
+        )

@@ -73,7 +73,7 @@ def inspect_weights(given: Path) -> list[InspectedPart]:
         ]
     entries = _entries_of(given)
     if not entries:
-        raise WeightsError(f"{given} holds no tensors")
+        raise WeightsError(f"{given} contains no tensors")
     parts: dict[str, list[TensorEntry]] = {}
     for entry in entries:
         # A plain state dict is one part; of a nested one, each entry at the top is.

@@ -59,9 +59,9 @@ def split_parts(contents: Mapping[tuple[str, ...], torch.Tensor], file: object) 
     if missing or unexpected:
         shown = ", ".join(unexpected[:_MOST_NAMED]) + (", ..." if len(unexpected) > _MOST_NAMED else "")
         raise WeightsError(
-            f"{file} is no released checkpoint, which holds {', '.join(PARTS)}: "
+            f"{file} is not a released checkpoint: expected the parts {', '.join(PARTS)}, but "
             + " and ".join(
-                [f"{', '.join(missing)} missing"] * bool(missing) + [f"{shown} unexpected"] * bool(unexpected)
+                [f"it lacks {', '.join(missing)}"] * bool(missing) + [f"it also has {shown}"] * bool(unexpected)
             )
         )
     return parts
@@ -82,7 +82,7 @@ def without_position_ids(weights: StateDict) -> StateDict:
         if ids.shape != expected.shape or not torch.equal(ids.to(expected.dtype), expected):
             raise WeightsError(
                 f"image_encoder does not fit:\n  {POSITION_IDS} has shape {_shape(ids)}, expected "
-                f"{_shape(expected)} with 0 to {expected.numel() - 1} in order"
+                f"{_shape(expected)} with the numbers 0 to {expected.numel() - 1} in order"
             )
     return rest
 

@@ -82,12 +82,18 @@ def find_released(snapshot: Path | None, base: Path | None, **named: Path | None
         if given is not None and given.exists():
             found[field.name] = given
         else:
-            problem = f"{given}: no such file or folder" if given is not None else f"not given, nor {option}"
+            problem = (
+                f"{given}: no such file or folder"
+                if given is not None
+                else f"neither this option nor {option} is given"
+            )
             name = field.name.replace("_", "-")
-            missing.append(f"  --{name}: {problem}. Get it: {how_to_fetch_released(field.name)}")
+            missing.append(f"  --{name}: {problem}. Download it: {how_to_fetch_released(field.name)}")
     if missing:
         raise InputError(
-            "an import needs more:\n" + "\n".join(missing) + "\n  Or fetch all of it, and give --snapshot and --base:\n"
+            "some files for the import are missing:\n"
+            + "\n".join(missing)
+            + "\n  Or download everything, and give --snapshot and --base:\n"
             f"  hf download {MIMICBRUSH_REPOSITORY} --local-dir SNAPSHOT\n"
             f"  hf download {BASE_REPOSITORY} --local-dir BASE"
         )

@@ -111,13 +111,13 @@ def check_archive(file: Path) -> int:
         entries = archive.infolist()
     compressed = next((entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None)
     if compressed is not None:
-        raise OversizedError(f"its entry {compressed!a} is compressed, and PyTorch compresses none")
+        raise OversizedError(f"its entry {compressed!a} is compressed, but PyTorch never compresses entries")
     twice = [name for name, count in Counter(entry.filename for entry in entries).items() if count > 1]
     if twice:
-        raise OversizedError(f"it has {twice[0]!a} twice")
+        raise OversizedError(f"it has two entries named {twice[0]!a}")
     held, size = sum(entry.file_size for entry in entries), file.stat().st_size
     if held > size:
-        raise OversizedError(f"its entries claim {held:,} bytes, the file has {size:,}")
+        raise OversizedError(f"its entries claim {held:,} bytes, but the file has {size:,} bytes")
     return sum(entry.file_size for entry in entries if "/data/" in entry.filename)
 
 
@@ -135,7 +135,7 @@ def collect_tensors(content: object) -> tuple[list[tuple[tuple[str, ...], torch.
         nonlocal room
         room -= _ENTRY_BYTES + sum(map(len, path))
         if room < 0:
-            raise OversizedError(f"the list of what it holds is longer than {_MAX_LIST_BYTES:,} bytes")
+            raise OversizedError(f"the list of its contents is longer than {_MAX_LIST_BYTES:,} bytes")
         if isinstance(value, torch.Tensor):
             if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
                 tensors.append((path, value.detach().resolve_conj().resolve_neg()))
@@ -153,7 +153,7 @@ def collect_tensors(content: object) -> tuple[list[tuple[tuple[str, ...], torch.
     try:
         collect(content, ())
     except RecursionError:
-        raise OversizedError("it nests dicts and lists too deep, or in themselves") from None
+        raise OversizedError("its dicts and lists are nested too deeply, or contain themselves") from None
     return tensors, others
 
 
@@ -176,16 +176,19 @@ def check_sizes(tensors: list[tuple[tuple[str, ...], torch.Tensor]], stored_byte
         needed = math.prod(tensor.shape) * tensor.element_size()
         if needed > storage.nbytes():
             raise OversizedError(
-                f"{' / '.join(path)!a} is to be {needed:,} bytes, of which {storage.nbytes():,} are stored"
+                f"{' / '.join(path)!a} should have {needed:,} bytes, but only {storage.nbytes():,} are stored"
             )
         total += needed
     if sum(storages.values()) > stored_bytes:
         # PyTorch would read on, into whatever follows in the file.
         raise OversizedError(
-            f"its tensors claim {sum(storages.values()):,} bytes, of which {stored_bytes:,} are stored"
+            f"its tensors claim {sum(storages.values()):,} bytes, but only {stored_bytes:,} are stored"
         )
     if total > MAX_COPIES * file_bytes:
-        raise OversizedError(f"its tensors share their numbers, and apart need {total:,} bytes, of {file_bytes:,}")
+        raise OversizedError(
+            f"its tensors share their memory and would need {total:,} bytes without sharing; the file has "
+            f"{file_bytes:,} bytes"
+        )
 
 
 def _lacks_memory(error: Exception) -> bool:

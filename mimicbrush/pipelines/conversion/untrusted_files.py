@@ -80,7 +80,7 @@ def read_files(
             listed = _listed(folder, file)
             if listed["others"]:
                 names = ", ".join(make_storable(f"{'.'.join(path)} ({kind})") for path, kind in listed["others"][:10])
-                raise WeightsError(f"{file} holds more than weights: {names}")
+                raise WeightsError(f"{file} contains more than weights: {names}")
             tensors = _read_safetensors(folder / unpickle_process.WEIGHTS_FILE, named=file)
             paths = [tuple(path) for path, _, _ in listed["tensors"]]
             found[file] = {path: tensors[str(number)] for number, path in enumerate(paths)}
@@ -115,7 +115,9 @@ def join_shards(files: Sequence[Path], contents: Sequence[Content]) -> StateDict
     for file, content in zip(files, contents, strict=True):
         deep = [path for path in content if len(path) != 1]
         if deep:
-            raise WeightsError(f"{file} is no plain state dict: it holds {' / '.join(deep[0]) or 'a bare tensor'}")
+            raise WeightsError(
+                f"{file} is not a plain state dict: it contains {' / '.join(deep[0]) or 'a bare tensor'}"
+            )
         joined |= {key: tensor for (key,), tensor in content.items()}
     check_shards(files, contents)
     return joined
@@ -136,7 +138,7 @@ def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, .
         for path in content:
             key = "/".join(path)
             if key in place:
-                raise WeightsError(f"{key} is there twice: in {place[key]} and in {file}")
+                raise WeightsError(f"{key} appears twice: in {place[key]} and in {file}")
             place[key] = file
     for index in sorted({found for file in files for found in file.parent.glob("*.index.json")}):
         named = shards_of(index)
@@ -145,7 +147,9 @@ def check_shards(files: Sequence[Path], contents: Sequence[Iterable[tuple[str, .
         for key in [*named, *place]:
             if named.get(key) != place.get(key):
                 should, does = (str(where.get(key, "no file")) for where in (named, place))
-                raise WeightsError(f"{index} does not fit its shards: it has {key} in {should}, but {does} holds it")
+                raise WeightsError(
+                    f"{index} does not fit its shards: it says that {key} is in {should}, but it is in {does}"
+                )
 
 
 def shards_of(index: Path) -> dict[str, Path]:
@@ -160,7 +164,9 @@ def shards_of(index: Path) -> dict[str, Path]:
     for key, name in named.items():
         # By its name, not by where it leads: in a Hugging Face cache every file is a link out of its folder.
         if name in ("", "..") or Path(name).name != name:
-            raise WeightsError(f"{index}: the shard of {key} is {name!r}, expected the name of a file beside it")
+            raise WeightsError(
+                f"{index}: the shard of {key} is {name!r}, expected the name of a file in the same folder"
+            )
     return {key: index.parent / name for key, name in named.items()}
 
 
@@ -204,7 +210,8 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
     if given.is_file() and given.suffix != ".json":
         # A config stands for its folder; any other file was meant itself.
         raise WeightsError(
-            f"{given} is no weights file: these end in .safetensors, {', '.join(PICKLES)}; or name a folder"
+            f"{given} is not a weights file; expected a folder, or a file that ends in "
+            f"{', '.join(('.safetensors', *PICKLES))}"
         )
     folder = _folder_of(given, subfolder)
     for suffix in _SUFFIXES:
@@ -217,8 +224,10 @@ def weights_of(given: Path, subfolder: str | None = None) -> list[Path]:
     there = sorted(path for path in folder.iterdir() if path.suffix in (*PICKLES, ".safetensors"))
     if len(there) == 1:
         return there
-    problem = f"several, name one of them: {', '.join(path.name for path in there)}" if there else "no weights"
-    raise WeightsError(f"{folder} holds {problem}")
+    problem = (
+        f"several weights files, name one of them: {', '.join(path.name for path in there)}" if there else "no weights"
+    )
+    raise WeightsError(f"{folder} contains {problem}")
 
 
 def config_of(given: Path, subfolder: str | None = None) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def config_of(given: Path, subfolder: str | None = None) -> dict[str, Any]:
     """
     file = _folder_of(given, subfolder) / "config.json"
     if not file.is_file():
-        raise WeightsError(f"{given}: there is no {file}, which says how large the network is")
+        raise WeightsError(f"{given}: {file} does not exist, but it is needed for the size of the network")
     config = read_object(file)
     check_config_counts(config, file)
     return config
@@ -249,7 +258,9 @@ def _check_types(files: Sequence[Path]) -> list[Path]:
         if not file.is_file():
             raise WeightsError(f"{file}: no such file")
         if file.suffix not in (*PICKLES, ".safetensors"):
-            raise WeightsError(f"{file} is of unknown type; weights are {', '.join(('.safetensors', *PICKLES))}")
+            raise WeightsError(
+                f"{file} is of an unknown type; expected a file that ends in {', '.join(('.safetensors', *PICKLES))}"
+            )
     return [file for file in files if file.suffix in PICKLES]
 
 
@@ -278,26 +289,29 @@ def _convert(files: list[Path], room: Path, what: str, timeout_s: float) -> dict
             command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise WeightsError(f"{', '.join(map(str, files))}: not read within {timeout_s:g} s, given up") from None
+        raise WeightsError(f"{', '.join(map(str, files))}: could not be read within {timeout_s:g} s") from None
     if done.returncode == 0:
         return folders
     try:
         problem = json.loads(done.stderr.strip().splitlines()[-1])
         file, reason = Path(problem["file"]), problem["reason"]
     except (IndexError, ValueError, TypeError, KeyError):
-        end = make_storable(done.stderr.strip()[-400:]) or "no word; it took too much memory or time for files so small"
+        end = (
+            make_storable(done.stderr.strip()[-400:])
+            or "no message; it took too much memory or time for such small files"
+        )
         raise WeightsError(
             f"{', '.join(map(str, files))}: the reading process ended with status {done.returncode}: {end}"
         ) from None
     if done.returncode == unpickle_process.OVERSIZED:
         raise WeightsError(
-            f"{file} is refused: {make_storable(reason)}. It unpacks to more than it holds, which no file of weights "
-            "does; ask for the weights as .safetensors"
+            f"{file} is refused: {make_storable(reason)}. It would unpack to more data than it contains, which no "
+            "file of weights does. Ask its authors for the weights as .safetensors"
         )
     if done.returncode == unpickle_process.REFUSED_STATUS:
         raise WeightsError(
-            f"{file} is refused: it holds more than tensors in dicts and lists ({_short(reason)}). Such a pickle can "
-            "run code when it is loaded; nothing in this one was run. Ask for the weights as .safetensors."
+            f"{file} is refused: it contains more than tensors in dicts and lists ({_short(reason)}). Such a pickle "
+            "can run code when it is loaded; none of it was run. Ask its authors for the weights as .safetensors."
         )
     raise _damaged(file, _short(reason))
 
@@ -307,13 +321,13 @@ def _listed(folder: Path, file: Path) -> dict[str, Any]:
     listed: dict[str, Any] = json.loads((folder / unpickle_process.LIST_FILE).read_text())
     for path, count in Counter(tuple(path) for path, _, _ in listed["tensors"]).items():
         if count > 1:  # as of a number and of a text that look alike
-            raise WeightsError(f"{file} holds {count} tensors under the same name, {make_storable(' / '.join(path))}")
+            raise WeightsError(f"{file} contains {count} tensors with the same name, {make_storable(' / '.join(path))}")
     return listed
 
 
 def _damaged(file: Path, reason: object) -> WeightsError:
     why = make_storable(str(reason))
-    return WeightsError(f"{file} cannot be read, it is damaged or not whole ({why}); fetch it again")
+    return WeightsError(f"{file} cannot be read: it is damaged or incomplete ({why}); download it again")
 
 
 def _short(reason: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.editing.reference_part import ReferencePart, find_attended_part
-from mimicbrush.pipelines.image_inputs import full_box, to_rgb_array
+from mimicbrush.pipelines.editing.requests import check_one_reference
+from mimicbrush.pipelines.image_inputs import full_box, list_images, to_rgb_array
 from mimicbrush.pipelines.open_pipeline import seeded_generator
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 
@@ -26,7 +27,7 @@ def edit_zoomed(
     pipeline: MimicBrushPipeline | KleinPipeline,
     source: ImageInput,
     mask: ImageInput,
-    reference: ImageInput,
+    reference: ImageInput | Sequence[ImageInput],
     seeds: Sequence[int],
     *,
     num_inference_steps: int | None = None,
@@ -42,7 +43,7 @@ def edit_zoomed(
 
     Args:
         pipeline: with a reference U-Net, or of FLUX.2 klein.
-        source, mask, reference: one of each, as the pipeline takes them.
+        source, mask, reference: one of each, as the pipeline takes them. A list may hold the one reference.
         seeds: one for each result; both passes begin with the same noise.
         reference_crop: look only within this part.
         num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence, callback_on_step_end:
@@ -53,13 +54,15 @@ def edit_zoomed(
         closer look, and the first pass is the result.
 
     Raises:
-        InputError: the pipeline has no reference U-Net, whose attention is looked at; or see the pipeline.
+        InputError: the pipeline has no reference U-Net, whose attention is looked at; there are several references; or
+            see the pipeline.
     """
     check_can_zoom(pipeline.can_record_attention)
+    references = list_images(reference)
+    check_one_reference(len(references))
+    (reference,) = references
     images: list[Any] = []
     correspondences, parts = [], []
-    # FLUX.2 klein takes no callback.
-    watched: dict[str, Any] = {} if callback_on_step_end is None else {"callback_on_step_end": callback_on_step_end}
     for seed in seeds:
 
         def edit(part: Box | None, tells: bool, seed: int = seed) -> MimicBrushPipelineOutput:
@@ -75,7 +78,7 @@ def edit_zoomed(
                 generator=seeded_generator(seed),
                 paste_back=paste_back,
                 return_correspondence=tells,
-                **watched,
+                callback_on_step_end=callback_on_step_end,
             )
             return cast("MimicBrushPipelineOutput", output)
 
@@ -98,4 +101,4 @@ def check_can_zoom(has_reference_unet: bool) -> None:
         InputError: it was trained without a reference U-Net.
     """
     if not has_reference_unet:
-        raise InputError("auto-zoom needs a pipeline with a reference U-Net; this one was trained without")
+        raise InputError("auto-zoom needs a pipeline with a reference U-Net, but this pipeline has none")

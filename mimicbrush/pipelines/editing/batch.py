@@ -1,4 +1,4 @@
-"""Many edits, one by one or in groups: what is finished is skipped, what fails is put down. Imports nothing heavy."""
+"""Many edits, one by one or in groups: finished ones are skipped, failures are recorded. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class BatchCounts:
 
     @property
     def total(self) -> int:
-        """Number of edits whose turn has come."""
+        """Number of edits that were processed."""
         return self.done + self.skipped + len(self.failures)
 
     def __str__(self) -> str:
@@ -69,18 +69,18 @@ class BatchCounts:
 
 
 def explain_no_memory() -> str:
-    """Say what to do where an edit needs more memory than there is."""
+    """Say what to do if an edit needs too much memory."""
     way = choose_words(
-        python='crop="auto", a smaller image, or on a GPU dtype="float16"',
-        command="--crop auto, a smaller image, or on a GPU --dtype float16",
-        page='"Repaint only around the mask", or a smaller image',
+        python='crop="auto", a smaller image, or dtype="float16" on a GPU',
+        command="--crop auto, a smaller image, or --dtype float16 on a GPU",
+        page='the setting "Use only the area around the mask", or a smaller image',
     )
     return f"not enough memory for this edit: try {way}"
 
 
 @contextmanager
 def convert_memory_errors() -> Iterator[None]:
-    """Convert errors of too little memory, the machine's or the GPU's, to an InputError that says what to do."""
+    """Convert out-of-memory errors of the CPU or GPU to an InputError that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -112,7 +112,7 @@ class _Ready:
 
 
 class EditGroups:
-    """Edits that are taken one after the other, made in groups, and counted. What is finished is skipped.
+    """Edits that are collected into groups, made and counted. Finished edits are skipped.
 
     Args:
         editor: reads and edits.
@@ -131,7 +131,7 @@ class EditGroups:
         self._waiting: dict[tuple[bool, int, int], list[_Ready]] = {}
 
     def add(self, edit: Edit) -> None:
-        """Take the next edit. Its results are made and written as soon as its group is full.
+        """Add the next edit. Its results are made and written as soon as its group is full.
 
         Raises:
             InputError: the model cannot be loaded.
@@ -157,7 +157,7 @@ class EditGroups:
             self._make(self._waiting.pop(kind))
 
     def finish(self) -> None:
-        """Make the edits that still wait for others; errors are those of `add`."""
+        """Make the edits of groups that are not full; raises as `add` does."""
         while self._waiting:
             self._make(self._waiting.pop(next(iter(self._waiting))))
 
@@ -220,7 +220,7 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
     for edit in edits:
         for path in (*edit.inputs, *number_outputs(edit.output, num_images)):
             if path.resolve() == sheet.resolve():
-                raise InputError(f"--contact-sheet {sheet} is one of the batch's own images; choose another name")
+                raise InputError(f"--contact-sheet {sheet} is also an image of the batch; choose another name")
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:

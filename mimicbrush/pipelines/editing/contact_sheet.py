@@ -56,6 +56,8 @@ def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int, num_re
             cells.append(np.asarray(read_image(path, "RGB")))
         except InputError:
             cells.append(None)  # not there, or damaged
-    caption = f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   shape kept' if edit.keep_shape else ''}"
+    caption = (
+        f"{edit.source.name} -> {edit.output.name}   seed {edit.seed}{'   keeps the shape' if edit.keep_shape else ''}"
+    )
     # Small at once: a hundred large images would not fit into memory.
     return SheetRow(caption, [None if cell is None else fit_cell(cell, EDIT_CELL_PX) for cell in cells])

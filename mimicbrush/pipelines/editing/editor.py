@@ -1,4 +1,4 @@
-"""The editor behind `mimicbrush edit`: a model that is loaded when the first edit needs it, and how it is to edit."""
+"""The editor of `mimicbrush edit`: the settings, and a model that is loaded when the first edit needs it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
 from mimicbrush.errors import InputError
 from mimicbrush.pipelines.editing.inputs import EditInputs, read_inputs
-from mimicbrush.pipelines.editing.requests import Edit
-from mimicbrush.pipelines.folder import resolve_pipeline_folder
+from mimicbrush.pipelines.editing.requests import Edit, check_one_reference
+from mimicbrush.pipelines.find_pipeline import check_model
+from mimicbrush.pipelines.klein.folder import find_klein_folder, is_lora_file
 from mimicbrush.pipelines.small_model import SHIPPED_NAME, is_shipped, shipped_size_px
 
 if TYPE_CHECKING:
@@ -22,22 +24,26 @@ if TYPE_CHECKING:
     from mimicbrush.pipelines.editing.reference_part import ReferencePart
     from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
-MODELS = """no model was named, and none comes with this version. --model takes:
-  DIR       a pipeline folder: `mimicbrush train +experiment=smoke data.root=MINED` leaves one in
-            runs/smoke/pipeline (a toy); a full training run leaves one in its run_dir
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
-NO_MODEL = """note: no model was named, so the small one that comes with the project edits, at {size_px} px. It shows
-how imitating works, not what a full model paints. --model takes:
-  DIR       a pipeline folder, or the folder of a training run that left one
-  released  the released weights: fetched from the Hugging Face hub and converted once"""
+MODELS = """no model was given, and this version comes without a model. --model takes:
+  DIR       a pipeline folder. `mimicbrush train +experiment=smoke data.root=MINED` writes a toy to
+            runs/smoke/pipeline; a full training run writes a pipeline to its run_dir
+  released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
+NO_MODEL = """note: no model was given, so the small model that comes with the project is used, at {size_px} px.
+It shows how imitation works, but it cannot paint as well as a full-size model. --model takes:
+  DIR       a pipeline folder, or the folder of a training run that has one
+  released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
+
+NO_IMITATION = """note: {file} does not say how it was trained. It edits at {size_px} px, with this prompt:
+  {prompt}
+To edit as in the training, give the folder that the training run wrote."""
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What is the same for all edits of a command. The command line has checked the values.
+    """Settings for all edits of a command. The command line has checked the values.
 
     Attributes:
-        model: a folder, "released" or "small"; None: the small model, with a note.
+        model: a folder, a LoRA file of FLUX.2 klein, "released" or "small"; None: the small model, with a note.
         device, dtype: as `open_pipeline` takes them.
         steps, guidance: of the pipeline; None: its own defaults.
         crop, paste_back: as the pipeline takes them.
@@ -79,7 +85,7 @@ class LoadedEditor:
         if settings.model is None and not is_shipped():
             raise InputError(MODELS)
         self._model = settings.model or SHIPPED_NAME
-        resolve_pipeline_folder(self._model)  # an error comes before the images are read
+        check_model(self._model)  # an error comes before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
         """Read and check the images of an edit; this needs no model.
@@ -87,16 +93,13 @@ class LoadedEditor:
         Raises:
             InputError: see `read_inputs`; or auto-zoom is asked for, and the edit has several references.
         """
-        if self.settings.auto_zoom and edit.other_references:
-            raise InputError(
-                f"--auto-zoom looks at one reference, and this edit has {len(edit.references)}; crop their files, and "
-                "edit without it"
-            )
+        if self.settings.auto_zoom:
+            check_one_reference(len(edit.references))
         return read_inputs(edit, resize_mask=self.settings.resize_mask, allow_full_mask=self.settings.allow_full_mask)
 
     @property
     def pastes_back(self) -> bool:
-        """Whether a result has the size of its source, and not that of the canvas."""
+        """Whether a result has the size of its source instead of the size of the canvas."""
         return self.settings.paste_back
 
     @cached_property
@@ -107,16 +110,20 @@ class LoadedEditor:
         from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
         pipeline = open_any_pipeline(self._model, self.settings.device, self.settings.dtype)
+        path = Path(self._model)
+        if is_lora_file(path) and find_klein_folder(path) is None:
+            prompt = cast("KleinPipeline", pipeline).prompt.facts.prompt
+            print(NO_IMITATION.format(file=path, size_px=pipeline.size_px, prompt=prompt), file=sys.stderr)
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
             check_can_zoom(pipeline.can_record_attention)
         scheduler = pipeline.scheduler.config
         limit = scheduler.get("original_inference_steps")  # of a distilled model
-        why = f"was distilled to {limit} or fewer steps"
+        why = f"was distilled for at most {limit} steps"
         if limit is None:
             limit = scheduler.num_train_timesteps
-            why = f"was trained with {limit} timesteps, no more"
+            why = f"was trained with {limit} timesteps, so it can take at most {limit} steps"
         if (self.settings.steps or 0) > limit:
             raise InputError(f"--steps {self.settings.steps}: this model {why}")
         if self.settings.cuda_graphs:
@@ -166,7 +173,7 @@ class LoadedEditor:
         return [images[first : first + count] for first in range(0, len(images), count)]
 
     def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
-        """Edit once per seed, with the correspondences if they are asked for."""
+        """Edit once per seed, with the correspondences if they are requested."""
         options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
@@ -197,7 +204,7 @@ class LoadedEditor:
 def describe_part(part: ReferencePart | None) -> str:
     """Describe which part of the reference auto-zoom chose, for a person."""
     if part is None:
-        return "auto-zoom found no part of the reference that is worth a closer look, so this is the first edit"
+        return "auto-zoom found no part of the reference that needs a closer look, so this is the first edit"
     box = ",".join(str(side) for side in part.box)
     of = "one place" if part.places == 1 else f"the strongest of {part.places} places"
-    return f"auto-zoom: only {box} of the reference, {of}, at which {part.share:.0%} of the attention peaked"
+    return f"auto-zoom used only the box {box} of the reference, {of}, with {part.share:.0%} of the attention peaks"

@@ -99,25 +99,27 @@ def draw_box_mask(source: Image.Image, path: Path, box: Box, allow_full: bool) -
     crop_box(values, box, f"source {path}")[:] = 255
     if values.all() and not allow_full:
         way = choose_words(
-            python="allow_full_mask=True repaints all of it",
-            command="--allow-full-mask repaints all of it",
-            page="leave a part out",
+            python="allow_full_mask=True repaints the whole image",
+            command="--allow-full-mask repaints the whole image",
+            page="leave a part of the image out",
         )
-        raise InputError(f"the box {','.join(map(str, box))} is all of {path}: nothing of the source is left ({way})")
+        raise InputError(
+            f"the box {','.join(map(str, box))} covers all of {path}, so nothing of the source is left ({way})"
+        )
     return Image.fromarray(values)
 
 
 def _fit_mask_or_tell(
     mask: Image.Image, edit: Edit, source: Image.Image, reference: Image.Image, resize: bool
 ) -> Image.Image:
-    """Fit a mask of another size; tell where source and reference look exchanged, since it fits the reference."""
+    """Fit a mask of another size; warn if it fits the reference, because source and reference may be swapped."""
     assert edit.mask is not None
     order = choose_words(
         python="the arguments are source, mask, reference",
         command="the order is REF SRC MASK; --reference, --source and --mask name them",
-        page="the mask is painted on the source",
+        page="paint the mask on the source",
     )
-    note = f"{edit.mask} has the size of {edit.reference}: are source and reference exchanged? ({order})"
+    note = f"{edit.mask} has the size of {edit.reference}: did you swap source and reference? ({order})"
     fits_reference = mask.size == reference.size
     try:
         fitted = fit_mask(mask, edit.mask, source.size, edit.source, resize)
@@ -131,7 +133,7 @@ def _fit_mask_or_tell(
 
 
 def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: Path, resize: bool) -> Image.Image:
-    """Resize a mask to the size of its source by nearest neighbour, if that is wanted.
+    """Resize a mask to the size of its source by nearest neighbour, if `resize` is set.
 
     Args:
         mask: "L".
@@ -149,20 +151,22 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
         if resize:
             return mask.resize(size, Image.Resampling.NEAREST)
         way = choose_words(
-            python="resize_mask=True brings it to that size",
-            command="--resize-mask brings it to that size",
-            page="paint it here, or upload one of that size",
+            python="resize_mask=True resizes it",
+            command="--resize-mask resizes it",
+            page="paint the mask here, or upload a mask of that size",
         )
-        raise InputError(f"{sizes}; a mask must have its source's size ({way})")
+        raise InputError(f"{sizes}; the mask must have the size of its source ({way})")
     turned = mask.size == size[::-1]
-    hint = "; is it turned? A source counts as it is seen, turned as its EXIF data says" if turned else ""
-    within = f", or at least its shape within {ASPECT_TOLERANCE:.0%}"
-    shape = choose_words(python=f"{within} for resize_mask", command=f"{within} for --resize-mask", page="")
-    raise InputError(f"{sizes}; a mask must have its source's size{shape}{hint}")
+    hint = "; is the mask rotated? A source is rotated as its EXIF data says before it is edited" if turned else ""
+    within = f"its aspect ratio may differ by at most {ASPECT_TOLERANCE:.0%}"
+    shape = choose_words(
+        python=f" (with resize_mask=True {within})", command=f" (with --resize-mask {within})", page=""
+    )
+    raise InputError(f"{sizes}; the mask must have the size of its source{shape}{hint}")
 
 
 def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
-    """Check that a mask has something to repaint and to keep; warn of one that looks inverted, or like no mask.
+    """Check that a mask has a part to repaint and a part to keep; warn if it looks inverted, or not like a mask.
 
     Args:
         mask: "L".
@@ -178,26 +182,28 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
         stored = brightest_stored_value(path)
         as_stored = "" if stored is None else f", stored as {stored:g}"
         raise InputError(
-            f"{path}: the mask is empty: nothing in it is above {MASK_THRESHOLD} of 255 (its brightest value is "
-            f"{values.max()}{as_stored}), so there is nothing to repaint; white means repaint"
+            f"{path}: the mask is empty: no pixel is above {MASK_THRESHOLD} of 255 (the brightest value is "
+            f"{values.max()}{as_stored}), so there is nothing to repaint; paint white where to repaint"
         )
     if covered == 1 and not allow_full:
         way = choose_words(
-            python="allow_full_mask=True repaints all of it",
-            command="--allow-full-mask repaints all of it",
-            page="leave a part unpainted",
+            python="allow_full_mask=True repaints the whole image",
+            command="--allow-full-mask repaints the whole image",
+            page="leave a part of the image unpainted",
         )
         raise InputError(
-            f"{path}: the mask is full: nothing of the source is left to see; white means repaint: is it inverted? "
+            f"{path}: the mask is full, so nothing of the source is left; white means repaint: is the mask inverted? "
             f"({way})"
         )
     grey = float(((values > _BLACK) & (values < 255 - _BLACK)).mean())
     if grey > SUSPICIOUS_GREY:
         _log.warning(
-            "%s: %.0f %% of it is neither black nor white, as in a photograph: is it the mask? "
-            "(a command line names REF SRC MASK)",
+            "%s: %.0f %% of the pixels are neither black nor white, as in a photograph: is this the mask? "
+            "(the order of a command line is REF SRC MASK)",
             path,
             grey * 100,
         )
     if covered > SUSPICIOUS_COVER and not allow_full:
-        _log.warning("%s: %.1f %% of it is to be repainted; white means repaint: is it inverted?", path, covered * 100)
+        _log.warning(
+            "%s: the mask covers %.1f %% of the image; white means repaint: is the mask inverted?", path, covered * 100
+        )

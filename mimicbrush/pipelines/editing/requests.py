@@ -1,4 +1,4 @@
-"""Which edits a folder or a list asks for, and where each result goes. Imports nothing heavy."""
+"""Edits that a folder or a list requests, and the output of each one. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.errors import InputError
+from mimicbrush.errors import InputError, choose_words
 from mimicbrush.io.atomic import path_inside
 from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box
@@ -21,7 +21,7 @@ _KEYS = (*_REQUIRED, "mask_box", "output", "seed", "keep_shape", "reference_crop
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that is asked for.
+    """One requested edit.
 
     Attributes:
         source, mask, reference: files, not looked at yet. `mask` is None where `mask_box` takes its place.
@@ -48,11 +48,11 @@ class Edit:
 
     def __post_init__(self) -> None:
         if (self.mask is None) == (self.mask_box is None):
-            raise InputError("an edit takes a mask, or the box of one (mask_box), and not both")
+            raise InputError("an edit takes either a mask or a box (mask_box), got both")
         if len(self.references) > MAX_REFERENCES:
-            raise InputError(f"{len(self.references)} references; an edit takes 1 to {MAX_REFERENCES}")
+            raise InputError(f"an edit takes 1 to {MAX_REFERENCES} references, got {len(self.references)}")
         if self.other_references and self.reference_crop is not None:
-            raise InputError("a crop of the reference is for one reference; give several that are cropped already")
+            raise InputError("a crop works only with one reference; crop the files of several references yourself")
 
     @property
     def references(self) -> tuple[Path, ...]:
@@ -92,7 +92,7 @@ def collect_edits(
     elif batch.is_file():
         edits = list_edits(batch, output_dir, seed, bool(keep_shape))
     else:
-        raise InputError(f"{batch}: no such folder or list")
+        raise InputError(f"{batch}: no such folder or list file")
     _check_outputs(edits, num_images)
     return edits
 
@@ -109,8 +109,8 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
     sources = sorted(folder.rglob("*_source.png"))
     if not sources:
         raise InputError(
-            f"{folder} holds no NNN_source.png (beside NNN_source_mask.png and NNN_reference.png); "
-            "files of other names can be named in a list, LIST.jsonl"
+            f"{folder} contains no NNN_source.png with NNN_source_mask.png and NNN_reference.png; "
+            "list files with other names in LIST.jsonl"
         )
     edits = []
     for source in sources:
@@ -130,7 +130,7 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
 
 
 def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> list[Edit]:
-    """List the edits of a JSON-lines file: one object a line; empty lines do not count.
+    """List the edits of a JSON-lines file with one object per line; empty lines are ignored.
 
     Keys: source, mask, reference (paths relative to the list, inside its folder; 2 to 4 references are a list of
     paths); optional are output (relative to `output_dir`, inside it; default: the source's name with ``_edited.png``),
@@ -143,10 +143,10 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a list, one JSON object a line ({error})") from error
+        raise InputError(f"{path} cannot be read as a list with one JSON object per line ({error})") from error
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         raise InputError(
-            f"{path} is a JSON array; expected JSON lines: one object {{...}} a line, with no brackets around them all"
+            f"{path} is a JSON array; expected JSON lines: one object {{...}} per line, without outer brackets"
         )
     edits = []
     for number, line in enumerate(lines, start=1):
@@ -165,14 +165,14 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
     try:
         values = parse_json(line)
     except ValueError as error:
-        raise InputError(f"no JSON ({error})") from error
+        raise InputError(f"not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"expected an object {{...}}, got {line.strip()[:40]}")
     if unknown := [key for key in values if key not in _KEYS]:
         raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}{suggest(unknown[0], _KEYS)}")
     needed = [key for key in _REQUIRED if key != "mask" or "mask_box" not in values]
     if missing := [key for key in needed if key not in values]:
-        raise InputError(f"{missing[0]!r} is missing; needed: {', '.join(_REQUIRED)}")
+        raise InputError(f"{missing[0]!r} is missing; required: {', '.join(_REQUIRED)}")
     source = path_inside(root, _text(values, "source"))
     names = values["reference"] if isinstance(values["reference"], list) else [values["reference"]]
     references = [path_inside(root, _text({"reference": name}, "reference")) for name in names or [None]]
@@ -204,7 +204,7 @@ def check_seed(value: Any) -> int:
         InputError: it is none.
     """
     if fault := SEED_RANGE.find_fault(value):
-        raise InputError(f"'seed' {fault}, got {value!r}")
+        raise InputError(f"'seed': {fault}, got {value!r}")
     return int(value)
 
 
@@ -238,7 +238,22 @@ def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
         resolved = output.resolve()
         if resolved in outputs:
-            raise InputError(f"{output} would be the output of two edits; name another for one of them")
+            raise InputError(f"two edits have the same output {output}; choose another output for one of them")
         if resolved in inputs:
-            raise InputError(f"{output} would be an output, but is one of the images to read")
+            raise InputError(f"the output {output} is also one of the images to read; choose another output")
         outputs.add(resolved)
+
+
+def check_one_reference(count: int) -> None:
+    """Check that there is one reference to look at twice.
+
+    Raises:
+        InputError: there are several.
+    """
+    if count > 1:
+        way = choose_words(
+            python="edit without auto-zoom, and name the part of each with reference_crop",
+            command="edit without --auto-zoom, and crop the files of the references",
+            page="remove the others, or switch auto-zoom off and choose a part of each",
+        )
+        raise InputError(f"auto-zoom takes one reference, got {count}: {way}")

@@ -1,4 +1,4 @@
-"""FLUX.2 klein as an imitating editor, called as a `MimicBrushPipeline` is.
+"""FLUX.2 klein as an editor that imitates; it is called like a `MimicBrushPipeline`.
 
 The sequence is that of diffusers' `Flux2KleinPipeline(image=[holed source, reference 1, ...])`, and it is that pipeline
 which edits. So a LoRA that was trained here works without this project, too.
@@ -6,13 +6,15 @@ which edits. So a LoRA that was trained here works without this project, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
+from diffusers import AutoencoderKLFlux2, Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
 from mimicbrush.errors import InputError, MimicBrushError
@@ -58,18 +60,18 @@ _ORDER = "resize_then_pad"
 class KleinPipeline:
     """FLUX.2 klein with the prompt and the canvas that it was trained for.
 
-    It is called as a `MimicBrushPipeline` is, so that commands serve both; what it cannot do is refused. A model that
-    was not trained to imitate edits through diffusers' inpaint pipeline, which holds everything outside of the hole.
+    Call it like a `MimicBrushPipeline`; unsupported options raise an error. A model that was not trained to imitate
+    edits with diffusers' inpaint pipeline, which keeps everything outside the hole.
 
     Args:
-        pipeline: of diffusers, on its device; it needs no text encoder.
+        pipeline: pipeline of diffusers, on its device; it needs no text encoder.
         imitation: what the weights were trained for.
         prompt: the embeddings of that prompt.
-        is_trained: whether the weights were trained to imitate, by a LoRA or fully.
-        lora_scale: of the adapters; 0 is the model without them.
+        is_trained: whether the weights were trained to imitate, with a LoRA or fully.
+        lora_scale: scale of the LoRA; 0 is the model without it.
     """
 
-    #: Whether it can tell where it looks in the reference.
+    #: Whether it can record where it looks in the reference.
     can_record_attention = True
 
     def __init__(
@@ -83,7 +85,7 @@ class KleinPipeline:
         self._px_per_token = 2 * pipeline.vae_scale_factor
         if imitation.size_px % self._px_per_token:
             raise InputError(
-                f"size_px={imitation.size_px}: must be a multiple of {self._px_per_token}, the pixels of a token"
+                f"size_px must be a multiple of {self._px_per_token}, the pixels per token, got {imitation.size_px}"
             )
         self.imitation, self.prompt, self.is_trained, self.lora_scale = imitation, prompt, is_trained, lora_scale
         is_distilled = pipeline.config.is_distilled
@@ -117,12 +119,12 @@ class KleinPipeline:
         self.pipeline.set_progress_bar_config(**options)
 
     def enable_cuda_graphs(self) -> None:
-        """Refuse CUDA graphs, which are for the U-Nets.
+        """Refuse CUDA graphs, which work only with the U-Nets.
 
         Raises:
             InputError: always.
         """
-        raise InputError("CUDA graphs are for the U-Nets; leave them off for FLUX.2 klein")
+        raise InputError("CUDA graphs work only with the U-Nets; do not enable them for FLUX.2 klein")
 
     @torch.no_grad()
     def __call__(
@@ -142,34 +144,36 @@ class KleinPipeline:
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_correspondence: bool = False,
         attention_record: AttentionRecord | None = None,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> MimicBrushPipelineOutput:
-        """Edit one image or a batch; see `MimicBrushPipeline.__call__` for what is not said here.
+        """Edit one image or a batch; the arguments are those of `MimicBrushPipeline.__call__`.
 
         Args:
             source, mask: B of each.
-            reference: of one source: one image or several. Of B sources: one for all, one each, or a list for each.
-                None: the source with its hole is the only image.
+            reference: for one source: one image or several; for B sources: one for all, one per source, or a list for
+                each source; None: the model sees only the source with its hole.
             num_inference_steps, guidance_scale: None: `default_num_inference_steps`, `default_guidance_scale`. Guidance
-                is away from the empty prompt.
-            keep_shape: refused: there is no depth estimator.
-            num_images_per_prompt: results per source, n.
+                points away from the empty prompt.
+            keep_shape: must be False, because there is no depth estimator.
+            num_images_per_prompt: number of results per source, n.
             crop: "full" or "auto".
-            reference_crop: one for all references, or a list with one each, in their order.
+            reference_crop: one for all references, or a list with one for each of them, in order.
             generator: one for all, or B * n.
-            paste_back: put the repainted region into the source at its full size, exact outside of the mask.
-            output_type: "latent": (B n, C, h, w), as the autoencoder takes them.
-            return_correspondence, attention_record: as there.
+            paste_back: paste the repainted region into the source at full size; pixels outside the mask stay exact.
+            output_type: "latent" gives (B n, C, h, w), as the autoencoder decodes them.
+            return_correspondence, attention_record: see `MimicBrushPipeline.__call__`.
+            callback_on_step_end: likewise; it gets the pipeline of diffusers, and its latents.
 
         Raises:
-            InputError: images, masks, references and options that do not fit together, or that it cannot do.
-            MimicBrushError: the numbers overflowed.
+            InputError: images, masks, references or options are not valid, not supported or do not fit together.
+            MimicBrushError: the result contains NaN or infinite values.
         """
         # 1. Check the inputs.
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.default_guidance_scale if guidance_scale is None else guidance_scale
         check_numbers(guidance_scale=guidance, num_inference_steps=steps, num_images_per_prompt=num_images_per_prompt)
         if keep_shape:
-            raise InputError("keep_shape needs a depth estimator, and FLUX.2 klein has none; leave it out")
+            raise InputError("keep_shape needs a depth estimator, but FLUX.2 klein has none; edit without keep_shape")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         check_recording(reference is not None, True, return_correspondence, attention_record)
@@ -189,17 +193,21 @@ class KleinPipeline:
 
         # 3. Edit one source after the other: the pipeline shows the same images to all of its rows.
         results, correspondences = [], []
-        for number, shown in enumerate(references):
-            rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
-            images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
-            own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
-            for each in own:  # one after the other: each is what a call of its own would give
-                recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
-                record = recorder if return_correspondence else attention_record
-                results.append(self._paint(images, mask_px[number, 0], each, steps, guidance, record))
-                if return_correspondence:
-                    shown_at = [placement for _, placement in shown]
-                    correspondences += list_correspondences(recorder, [placements[number]], shown_at, len(shown))
+        options: dict[str, Any] = {
+            "num_inference_steps": steps, "guidance_scale": guidance, "callback_on_step_end": callback_on_step_end
+        }  # fmt: skip
+        with _encode_once(self.pipeline.vae):
+            for number, shown in enumerate(references):
+                rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
+                images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
+                own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
+                for each in own:  # one after the other: each is what a call of its own would give
+                    recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
+                    record = recorder if return_correspondence else attention_record
+                    results.append(self._paint(images, mask_px[number, 0], record, generator=each, **options))
+                    if return_correspondence:
+                        shown_at = [placement for _, placement in shown]
+                        correspondences += list_correspondences(recorder, [placements[number]], shown_at, len(shown))
         latents = torch.cat(results)  # (B n, C, h, w)
 
         # 4. Decode, and paste what was painted into the sources.
@@ -208,7 +216,10 @@ class KleinPipeline:
             return MimicBrushPipelineOutput(images=latents, correspondences=found)
         pixels = torch.cat([self.pipeline.vae.decode(each[None], return_dict=False)[0].float() for each in latents])
         if not pixels.isfinite().all():
-            raise MimicBrushError(f"the result is no image: numbers overflowed in {self.dtype}; use bfloat16, float32")
+            raise MimicBrushError(
+                f"the result contains NaN or infinite values: numbers overflowed in {self.dtype}; use bfloat16 or "
+                "float32"
+            )
         painted: Any
         if output_type == "pt":
             painted = to_unit_range(pixels)
@@ -223,18 +234,18 @@ class KleinPipeline:
         self,
         images: list[Image.Image],
         mask: torch.Tensor,
-        generator: torch.Generator | None,
-        steps: int,
-        guidance: float,
         record: AttentionRecord | None,
+        *,
+        guidance_scale: float,
+        **sampling: Any,
     ) -> torch.Tensor:
         """Call diffusers' pipeline once: the latents of one result, (1, C, h, w).
 
         Args:
             images: the source with its hole, then its references.
             mask: (S, S), 1 = repaint.
-            generator, steps, guidance: as the pipeline takes them.
             record: receives where the target looks.
+            guidance_scale, sampling: as the pipeline takes them.
         """
         embeds, empty_embeds = (
             each.to(self.pipeline.device, self.dtype) for each in (self.prompt.embeds, self.prompt.empty_embeds)
@@ -243,18 +254,17 @@ class KleinPipeline:
         if record is not None:
             set_tapped_processors(self.pipeline.transformer)
             layout = TokenLayout(embeds.shape[1], self.token_side**2, len(images) - 1)
-            is_guided = guidance > 1 and not self.pipeline.config.is_distilled
+            is_guided = guidance_scale > 1 and not self.pipeline.config.is_distilled
             attention[TAP] = RecordingTap(layout, record, passes=2 if is_guided else 1)
         options: dict[str, Any] = {
             "prompt_embeds": embeds,
             "negative_prompt_embeds": empty_embeds,
             "height": self.size_px,
             "width": self.size_px,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "generator": generator,
+            "guidance_scale": guidance_scale,
             "attention_kwargs": attention,
             "output_type": "latent",
+            **sampling,
         }
         if self.is_trained:
             options["image"] = images
@@ -283,11 +293,34 @@ class KleinPipeline:
         return placed * num_sources if len(placed) == 1 else placed
 
 
+@contextmanager
+def _encode_once(vae: AutoencoderKLFlux2) -> Iterator[None]:
+    """Encode each image once meanwhile: diffusers' pipeline encodes all images anew for each of several results.
+
+    It takes the mode of the latents, without noise, so that an image always has the same ones.
+    """
+    encode, encoded = vae.encode, dict[bytes, Any]()
+
+    def encode_new(image: torch.Tensor, *options: Any, **named: Any) -> Any:
+        key = hashlib.sha256(image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
+        if key not in encoded:
+            encoded[key] = encode(image, *options, **named)
+        return encoded[key]
+
+    vae.encode = encode_new
+    try:
+        yield
+    finally:
+        del vae.encode  # the method of the class is there again
+
+
 def _list_references(reference: References | None, num_sources: int) -> list[list[ImageInput]]:
     """List the references of each source, or those of all, a single list; see `KleinPipeline.__call__`."""
     if reference is None:
         return [[]]
     lists = group_references(reference, num_sources)
     if len(lists) not in (1, num_sources):
-        raise InputError(f"{len(lists)} references for {num_sources} sources; give one, or one or a list for each")
+        raise InputError(
+            f"expected one reference, or one (or a list) for each of {num_sources} sources, got {len(lists)}"
+        )
     return lists

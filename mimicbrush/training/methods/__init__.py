@@ -1,4 +1,4 @@
-"""What else is trained, beside MimicBrush by its own loss.
+"""Other training methods, in addition to MimicBrush with its own loss.
 
 * `consistency_distillation`: a trained model learns to edit in few steps.
 * `flux2_klein`: a second family, one transformer that sees all images as one sequence.

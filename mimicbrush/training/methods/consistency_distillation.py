@@ -1,4 +1,4 @@
-"""Consistency distillation: a model learns to edit in few steps from one that takes many (`train.distill=lcm`).
+"""Consistency distillation (`train.distill=lcm`): a model learns to edit in few steps from one that needs many.
 
 The recipe is that of latent consistency models (LCM, arXiv 2310.04378, Algorithm 1) with adapters as in LCM-LoRA (arXiv
 2311.05556), for our conditions. The *teacher* is the pipeline that the run starts from. The *student* starts as the
@@ -78,7 +78,7 @@ class ConsistencyDistillation(MimicBrushMethod):
     def loss(
         self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
-        """Compute how far the student's image lies from the target's, which sees the teacher's next place.
+        """Compute the distance between the image of the student and that of the target, one step of the teacher later.
 
         Args:
             model: the student, wrapped.

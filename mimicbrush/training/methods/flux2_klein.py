@@ -49,7 +49,7 @@ class KleinInputs(NamedTuple):
         conditions: of the source with its hole, then of each reference, like `latents`.
         mask: (B, 1, h, w), the part of each token that is to be repainted, 0 to 1.
         noise_sample: noise and drops, without posteriors, since latents here are modes.
-        matches: of the batch, in the first reference; None where the correspondence loss is not trained with.
+        matches: of the batch, in the first reference; None if the correspondence loss is not trained with.
     """
 
     latents: torch.Tensor
@@ -155,7 +155,7 @@ class Flux2KleinMethod:
         options: TrainOptions,
     ) -> None:
         self.model, self.vae, self.exporter, self.options = model, vae.requires_grad_(False).eval(), exporter, options
-        # A copy: whoever samples with the scheduler changes its noise levels.
+        # A copy: sampling with the scheduler changes its noise levels.
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -189,7 +189,7 @@ class Flux2KleinMethod:
     def loss(
         self, model: nn.Module, inputs: KleinInputs, step: int, average: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
-        """Compute the flow loss and, where it is asked for, the correspondence loss; see `flow_loss`."""
+        """Compute the flow loss and, if it is on, the correspondence loss; see `flow_loss`."""
         return flow_loss(model, self.scheduler, inputs, self.options, self.options.correspondence_weight_at(step))
 
     def export(self, weights: ExportWeights, folder: Path) -> None:

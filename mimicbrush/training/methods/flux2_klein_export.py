@@ -1,4 +1,4 @@
-"""Export of FLUX.2 klein: a plain LoRA file of diffusers, or after full training a whole base model."""
+"""Export of FLUX.2 klein: a LoRA file of diffusers, or a whole base model after full training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mimicbrush.training.options import TrainOptions
 
 
 class KleinExporter:
-    """Makes of weights what a run leaves, and what evaluations edit with.
+    """Makes the folder that a run exports, and the pipeline for its evaluations, from weights.
 
     Args:
         parts: all networks; of the transformer only the config is kept.
         prompt: the one of the training.
         imitation: what the weights are trained for.
         train_options: of the run.
-        training_data: saved beside the weights, for whoever evaluates them.
+        training_data: saved with the weights, for evaluations.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class KleinExporter:
             transformer = self._rebuild(rest, torch.device("cpu"), dtype, with_frozen=has_base)
             vae = self.parts.vae if dtype is None else copy.deepcopy(self.parts.vae).to(dtype)
             components = replace(self.parts, transformer=transformer, vae=vae)
-            write_klein_folder(aside, self.imitation, self.prompt, components)
+            aside.mkdir(parents=True)
             write_training_data(aside, self.training_data)
+            write_klein_folder(aside, self.imitation, self.prompt, components)
             apply_umask(aside)
 
         with take_all(weights) as rest:

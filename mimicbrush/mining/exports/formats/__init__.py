@@ -1,4 +1,4 @@
-"""The layouts of other trainers. Each module says which repository and file it was read from.
+"""The layouts of other trainers. Each module names the repository and file that it follows.
 
 A format is one `ExportFormat`: a function that names the files of a sample, and, where the trainer reads a list of
 samples, a function that writes that. A new one is a module with both, and an entry in `registry`.

@@ -64,7 +64,7 @@ class ExportFormat:
         lay_out: sample -> (path in the folder of the split -> content, its record in the list).
         write_lists: the samples of a split -> (path in that folder, pieces of its text) of each list; None: the
             trainer finds the files by itself.
-        in_tars: the files of some pairs make a tar, in place of files of their own.
+        in_tars: the files of some pairs are in one tar, instead of separate files.
     """
 
     lay_out: Callable[[TrainingSample], tuple[dict[str, FileContent], Record]]

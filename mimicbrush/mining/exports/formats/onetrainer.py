@@ -1,4 +1,4 @@
-"""For OneTrainer: a concept folder in which mask and condition image stand beside the target.
+"""For OneTrainer: a concept folder with mask and condition image next to the target.
 
 Nerogar/OneTrainer, modules/dataLoader/mixin/DataLoaderText2ImageMixin.py: NAME-masklabel.png is read with masked
 training, NAME-condlabel.png with a custom conditioning image, both always as PNG; each line of NAME.txt is a caption of

@@ -1,4 +1,4 @@
-"""All formats by the names that ``--format`` takes."""
+"""All formats, by their names for ``--format``."""
 
 from __future__ import annotations
 
