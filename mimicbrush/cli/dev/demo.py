@@ -26,7 +26,7 @@ from mimicbrush.ranges import SEED_RANGE, CommandParser, NumberRange
 
 #: Lies in each folder that this script made: only such a folder is emptied for a new run.
 MARKER = ".made_by_demo"
-TRAIN_CLIPS, DEMO_HELDOUT_CLIPS, EDITS = 14, 12, 3
+TRAIN_CLIPS, DEMO_HELDOUT_CLIPS, EDITS = 14, 12, 4
 EVALUATED_PAIRS = 24
 
 
@@ -249,12 +249,13 @@ def lay_out(folder: Path) -> None:
         found = Correspondence.load(folder / "after" / f"{Path(edit['output']).stem}_map.npz")
         rows.append(ShowcaseRow(edit["source"], source, mask, reference, [*results, source], found))
     columns = ["source\n(mask in stripes)", "reference", "before:\nthe small model", "after:\nfine-tuned", "target"]
+    legend = f"{LEGEND} The lines are those of the fine-tuned model.".replace(". ", ".\n")
     title = (
         "Frames of clips over photographs that neither model ever saw.\n"
         "The surroundings do not show what these masks hide. The reference does, at another place.\n"
         "They were chosen for this, not for their results. The model works at "
         f"{canvas_px(folder)} x {canvas_px(folder)} pixels, so its results are blurred.\n"
-        f"{LEGEND}\nThe lines are those of the fine-tuned model."
+        f"{legend}"
     )
     write_image(Image.fromarray(make_showcase_sheet(title, columns, rows)), folder / "contact_sheet.png")
 

@@ -207,6 +207,6 @@ def _write_showcase(
         f"They were chosen for this from {len(plans)} pairs, not for their results. The results are pasted back."
     )
     if correspondences:
-        title += f"\n{LEGEND}"
+        title += "\n" + LEGEND.replace(". ", ".\n")
     sheet = Image.fromarray(showcase.make_showcase_sheet(title, showcase.SHOWCASE_COLUMNS, rows))
     write_or_keep(path, partial(write_image, sheet))

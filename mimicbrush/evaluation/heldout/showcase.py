@@ -28,9 +28,9 @@ _MOST_EXAMINED = 200
 _COARSE_PX, _BLUR_PX = 64, 9
 #: Over the long side: the radius of a hole, and how far around it matches are used.
 _RADIUS_RATIO, _AROUND_RATIO = 0.12, 0.22
-#: Holes that are tried for a pair; matches that must fit one motion in the hole and around it, and what part of all
-#: there must fit it, to this many coarse pixels.
-_TRIES, _LEAST_MATCHES, _LEAST_FITTING, _FIT_PX = 40, 4, 0.7, 1.0
+#: Holes that are tried for a pair; matches that must fit one motion in the hole, and around it, where they say which
+#: part of the reference belongs there; what part of all of them must fit it, to this many coarse pixels.
+_TRIES, _LEAST_INSIDE, _LEAST_AROUND, _LEAST_FITTING, _FIT_PX = 40, 4, 12, 0.7, 1.0
 #: Marks in a row; more could not be told apart in cells of this size.
 _MARKS = 4
 
@@ -57,7 +57,7 @@ def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
         None if nowhere enough matches move alike, as in a photograph.
     """
     height, width = pair.size_px
-    if len(pair.a_points) < 2 * _LEAST_MATCHES:
+    if len(pair.a_points) < _LEAST_INSIDE + _LEAST_AROUND:
         return None
     source, scale = _make_coarse(pair.read_a())
     reference, reference_scale = _make_coarse(pair.read_b())
@@ -71,11 +71,12 @@ def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
             continue
         distance = np.linalg.norm(places - place, axis=1)
         near = distance < around
-        if min((distance < radius).sum(), (near & (distance >= radius)).sum()) < _LEAST_MATCHES:
+        is_inside = distance[near] < radius
+        if is_inside.sum() < _LEAST_INSIDE or (~is_inside).sum() < _LEAST_AROUND:
             continue
         motion, fits = cv2.estimateAffinePartial2D(targets[near], places[near], ransacReprojThreshold=_FIT_PX)
-        is_inside, fits = distance[near] < radius, np.ravel(fits) > 0
-        few = min((fits & is_inside).sum(), (fits & ~is_inside).sum()) < _LEAST_MATCHES
+        fits = np.ravel(fits) > 0
+        few = (fits & is_inside).sum() < _LEAST_INSIDE or (fits & ~is_inside).sum() < _LEAST_AROUND
         if motion is None or few or fits.mean() < _LEAST_FITTING:
             continue
         hole = _draw_disc(source.shape[:2], place, radius)
