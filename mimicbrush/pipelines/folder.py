@@ -83,7 +83,7 @@ class Conventions:
             for name, value in other.items()
         ]
         if rescale_betas_zero_snr and not self.rescale_betas_zero_snr:
-            notes.append("train.rescale_betas_zero_snr=true, while the weights were made for false")
+            notes.append("train.rescale_betas_zero_snr=true, but the weights were trained for false")
         return {**self.options, **choices}, notes
 
 

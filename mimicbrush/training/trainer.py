@@ -341,7 +341,7 @@ class Trainer:
             self.saver.wait()
 
     def _end(self, progress: tqdm[Any]) -> None:
-        """Write a checkpoint to continue from and, unless the run was told to stop soon, a pipeline to edit with.
+        """Write a checkpoint to continue from and, unless the run must stop soon, a pipeline to edit with.
 
         Raises:
             MimicBrushError: see `train`; whatever ended the run before its time.

@@ -92,6 +92,8 @@ def test_without_matches_that_move_together_there_is_no_hole(rendered: list[Pair
         assert find_showcase_hole(few) is None
     sparse = np.array([[20 * n, 60] for n in range(1, 8)], np.float32)
     assert find_showcase_hole(replace(pair, a_points=sparse, b_points=sparse)) is None
+    one_place = np.full_like(pair.a_points, 60)  # no motion follows from a single place
+    assert find_showcase_hole(replace(pair, b_points=one_place)) is None
     rng = np.random.default_rng(0)
     for _ in range(20):  # false matches move anywhere
         points = rng.uniform((0, 0), (160, 120), (2, 60, 2)).astype(np.float32)

@@ -179,7 +179,7 @@ def test_pure_noise_at_the_last_timestep_can_be_learnt_and_is_kept(
 ) -> None:
     rescaled = tmp_path / "rescaled"
     go_on(mined, rescaled, base / "pipeline", "train.rescale_betas_zero_snr=true")
-    assert "note: train.rescale_betas_zero_snr=true, while the weights were made for false" in capsys.readouterr().out
+    assert "note: train.rescale_betas_zero_snr=true, but the weights were trained for false" in capsys.readouterr().out
     scheduler = load_pipeline(rescaled / "pipeline").scheduler
     assert scheduler.alphas_cumprod[-1] == 0 and scheduler.alphas_cumprod[-2] > 0
     forget_accelerate()

@@ -75,9 +75,11 @@ def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
         if is_inside.sum() < _LEAST_INSIDE or (~is_inside).sum() < _LEAST_AROUND:
             continue
         motion, fits = cv2.estimateAffinePartial2D(targets[near], places[near], ransacReprojThreshold=_FIT_PX)
+        if motion is None:
+            continue
         fits = np.ravel(fits) > 0
         few = (fits & is_inside).sum() < _LEAST_INSIDE or (fits & ~is_inside).sum() < _LEAST_AROUND
-        if motion is None or few or fits.mean() < _LEAST_FITTING:
+        if few or fits.mean() < _LEAST_FITTING:
             continue
         hole = _draw_disc(source.shape[:2], place, radius)
         is_hole = hole > 0
