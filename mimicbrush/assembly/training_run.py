@@ -126,9 +126,8 @@ def _plan_run(config: DictConfig, run_dir: Path) -> RunPlan | None:
     """
     check_option_names(config)
     config, changed = apply_pipeline_conventions(config)
-    if (
-        os.environ.get("WORLD_SIZE", "1") == "1"
-    ):  # with several processes, the main one checks it after they are connected
+    # With several processes, the main one checks it after they are connected.
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         check_output_folder(run_dir, "run_dir=")
     check_prerequisites(config)
     options = cast(TrainConfig, OmegaConf.to_object(config))

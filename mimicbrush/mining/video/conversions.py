@@ -63,9 +63,8 @@ def tone_map(frame: av.VideoFrame, transfer: str) -> np.ndarray:
         frame.colorspace = _BT2020_MATRIX
     stored = frame.to_ndarray(format="rgb48le", threads=1)
     light = _linear_light(transfer)[stored]
-    if (
-        transfer == "HLG"
-    ):  # the display's gamma of 1.2 (BT.2100), which the curve has no room for: it is of all channels
+    # The display's gamma of 1.2 (BT.2100) is not in the curve, because it depends on all channels.
+    if transfer == "HLG":
         luma = cv2.transform(light, _BT2020_LUMA)
         light *= (_HLG_NITS / _WHITE_NITS) * np.power(luma, np.float32(0.2))[..., None]
     if int(frame.color_primaries) != _BT709_PRIMARIES:
