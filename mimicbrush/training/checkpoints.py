@@ -227,6 +227,7 @@ ADDED_LATER: dict[str, Any] = {
     "train.timestep_logit_std": 1.0,
     "train.transformer": "lora",
     "train.rescale_betas_zero_snr": False,
+    "train.latent_channel_weights": "[1.0, 1.0, 1.0, 1.0]",
 }
 
 

@@ -7,6 +7,7 @@ the checkpoints, the metrics and the guards then work as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from mimicbrush.data.batch import LoadedBatch
 from mimicbrush.training.export import ExportWeights, PipelineExporter
-from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.noise import NoiseSample, choose_timesteps
 from mimicbrush.training.objective import (
     Conditions,
     FrozenEncoders,
@@ -141,7 +142,12 @@ class MimicBrushMethod:
             depth_drop_ratio=options.depth_drop_ratio,
             noise_device=device if options.noise_on == "device" else None,
             num_references=batch.num_references,
-        ).to(device)
+        )
+        if options.timestep_sampling != "uniform":
+            num_timesteps = self.noise_scheduler.config.num_train_timesteps
+            timestep = choose_timesteps(noise_sample.chance, num_timesteps, options)
+            noise_sample = replace(noise_sample, timestep=timestep)
+        noise_sample = noise_sample.to(device)
         on_device = batch.to(device)
         if isinstance(on_device, EncodedViews):
             assert self.stored is not None
@@ -162,6 +168,7 @@ class MimicBrushMethod:
             self.options.min_snr_gamma,
             inputs.matches,
             self.options.correspondence_weight_at(step),
+            self.options.latent_channel_weights,
         )
 
     def export(self, weights: ExportWeights, folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mimicbrush.ops.counter_rng import first_numbers, generator, mix_many
+from mimicbrush.training.options import TrainOptions
 
 # One stream per purpose: one more number in a stream must not shift the others. (0 is the dataset's.)
 _DECISIONS, _NOISE, _POSTERIORS, _OTHER_POSTERIORS = 1, 2, 3, 4
@@ -125,6 +126,19 @@ def _decide(keys: np.ndarray, num_timesteps: int) -> tuple[torch.Tensor, torch.T
         decisions = generator(int(keys[row]), _DECISIONS)
         timesteps[row], chances[row] = decisions.integers(num_timesteps), decisions.random(3)
     return torch.from_numpy(timesteps), torch.from_numpy(chances.T)
+
+
+def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOptions) -> torch.Tensor:
+    """Choose the timestep of each sample: (B,) numbers in [0, 1) -> (B,) int64, 0 for the least noise.
+
+    Args:
+        chance: of the samples, as in `NoiseSample`. A small number stands for much noise, as in diffusers.
+        num_timesteps: of the noise schedule.
+        options: how timesteps are distributed.
+    """
+    if options.timestep_sampling == "logit_normal":
+        chance = torch.sigmoid(options.timestep_logit_mean + options.timestep_logit_std * torch.special.ndtri(chance))
+    return num_timesteps - 1 - (chance * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 #: Constants of splitmix64 (Steele et al. 2014), as int64, which wraps around.

@@ -7,7 +7,7 @@ them, `denoising_loss` compares.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -349,6 +349,7 @@ def denoising_loss(
     min_snr_gamma: float | None = None,
     matches: Matches | None = None,
     correspondence_weight: float = 0.0,
+    channel_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
 ) -> TrainingLoss:
     """Noise the source latents, predict the noise (or v), compare.
 
@@ -359,6 +360,7 @@ def denoising_loss(
         min_snr_gamma: see `TrainOptions`; it weighs `total` alone, the logged sums stay unweighed.
         matches: of the batch, for the correspondence loss; None leaves it out.
         correspondence_weight: of the correspondence loss.
+        channel_weights: relative weights of the latent channels in `total`.
     """
     latents, noise, timestep = conditions.source_latents, noise_sample.noise, noise_sample.timestep
     predicts_noise = noise_scheduler.config.prediction_type == "epsilon"
@@ -368,15 +370,20 @@ def denoising_loss(
     # The target is eps (DDPM, Eq. 14), or v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 (arXiv 2202.00512, Sec. 4).
     target = noise if predicts_noise else noise_scheduler.get_velocity(latents, noise, timestep)
     prediction, correspondence = model(noisy, timestep, conditions, noise_sample.keep_reference, matches)
-    error = (prediction.float() - target).square().mean(dim=1, keepdim=True)  # (B, 1, h, w)
+    squares = (prediction.float() - target).square()  # (B, 4, h, w)
+    error = squares.mean(dim=1, keepdim=True)  # (B, 1, h, w), what is logged
 
-    total = error.mean()
+    weighed = error
+    if len(set(channel_weights)) > 1:
+        weights = torch.tensor(channel_weights, device=error.device)[:, None, None]  # (4, 1, 1)
+        weighed = (squares * (weights / weights.mean())).mean(dim=1, keepdim=True)
+    total = weighed.mean()
     if min_snr_gamma is not None:
         # Min-SNR (arXiv 2303.09556), with SNR = a_t / (1 - a_t): the loss of a sample counts
         # min(SNR, gamma) / SNR where eps is predicted, min(SNR, gamma) / (SNR + 1) where v is.
         snr = compute_snr(noise_scheduler, timestep)  # (B,)
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
-        total = (error.mean(dim=(1, 2, 3)) * weight).mean()
+        total = (weighed.mean(dim=(1, 2, 3)) * weight).mean()
     total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
     parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
     return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)

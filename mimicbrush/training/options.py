@@ -13,13 +13,10 @@ TRAINED_PARTS = ("unet", "reference_unet", "image_projector", "depth_projector")
 #: Options that only MimicBrush has, and those that only FLUX.2 klein has; the others are for both families.
 MIMICBRUSH_ONLY = (
     *TRAINED_PARTS, "depth_drop_ratio", "prediction_type", "rescale_betas_zero_snr", "min_snr_gamma", "distill",
-    "selective_checkpointing", "low_precision_norms", "fused_norms", "compile", "compile_parts",
-    "default_num_inference_steps", "default_guidance_scale", "default_timestep_spacing",
+    "latent_channel_weights", "selective_checkpointing", "low_precision_norms", "fused_norms", "compile",
+    "compile_parts", "default_num_inference_steps", "default_guidance_scale", "default_timestep_spacing",
 )  # fmt: skip
-KLEIN_ONLY = (
-    "transformer", "hole_weight", "timestep_sampling", "timestep_logit_mean", "timestep_logit_std",
-    "correspondence_layers",
-)  # fmt: skip
+KLEIN_ONLY = ("transformer", "hole_weight", "correspondence_layers")
 
 #: Names for diffusers' `get_scheduler` that need no further options.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -66,9 +63,11 @@ class TrainOptions:
             teaches every layer that reads the reference.
         unrelated_reference_ratio: probability that a sample gets the references of another file (*ours*), so that the
             model learns to ignore references that do not match; 0 (paper): never.
+        latent_channel_weights: relative weights of the latent channels in the loss (*ours*; paper: all the same). Give
+            more weight to a channel that changes the pixels more.
         hole_weight: weight of a token in the hole, in the loss of FLUX.2 klein; tokens outside have weight 1.
-        timestep_sampling: how FLUX.2 klein samples timesteps: "uniform", or "logit_normal", which favours the middle
-            (arXiv 2403.03206).
+        timestep_sampling: how timesteps are sampled: "uniform" (paper), or "logit_normal" (arXiv 2403.03206), which
+            favours those around the sigmoid of `timestep_logit_mean`.
         timestep_logit_mean: mean of "logit_normal". Above 0, it favours images with less noise; below 0, with more.
         timestep_logit_std: standard deviation of "logit_normal". With a smaller value, timesteps are closer together.
         noise_on: where noise is sampled: "cpu" uses the generator of PyTorch; "device" samples the noise of a whole
@@ -142,6 +141,9 @@ class TrainOptions:
     correspondence_heads: float = number(0.5, above=0, at_most=1)
     correspondence_layers: tuple[str, ...] = ()
     unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
+    latent_channel_weights: tuple[float, float, float, float] = numbers(
+        (1.0, 1.0, 1.0, 1.0), lengths=(4, 4), ascending=False, above=0
+    )
     hole_weight: float = number(1.0, above=0, at_most=1000)
     timestep_sampling: str = word("uniform", ("uniform", "logit_normal"))
     timestep_logit_mean: float = number(0.0, at_least=-10, at_most=10, whole=False)
@@ -213,12 +215,15 @@ class TrainOptions:
             "correspondence_weight": 0,
             "min_snr_gamma": None,
             "compile": False,
+            "timestep_sampling": "uniform",
         }
         changes = [
             f"train.{name}={'null' if value is None else str(value).lower()}"
             for name, value in needed.items()
             if getattr(self, name) != value
         ]
+        if len(set(self.latent_channel_weights)) > 1:
+            changes.append("train.latent_channel_weights=[1,1,1,1]")
         if self.default_guidance_scale > 1:
             changes.append("train.default_guidance_scale=1")  # it is learnt
         if self.default_num_inference_steps > self.distill_ddim_steps:

@@ -38,7 +38,8 @@ from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.pipelines.flux2_klein import open_klein
 from mimicbrush.training.checkpoints import checkpoint_path
 from mimicbrush.training.correspondence_loss import correspondence_loss
-from mimicbrush.training.methods.flux2_klein import Flux2KleinMethod, KleinInputs, choose_timesteps
+from mimicbrush.training.methods.flux2_klein import Flux2KleinMethod, KleinInputs
+from mimicbrush.training.noise import choose_timesteps
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import Matches, TrainBatch
 

@@ -30,7 +30,7 @@ from mimicbrush.models.flux2_klein.attention import TAP, AttentionTap, set_tappe
 from mimicbrush.models.flux2_klein.sequence import encode_images, make_sequence, make_text_ids, unpack_tokens
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import correspondence_loss
-from mimicbrush.training.noise import NoiseSample
+from mimicbrush.training.noise import NoiseSample, choose_timesteps
 from mimicbrush.training.objective import Prediction, TrainingLoss, add_correspondence, sum_errors
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.types import EncodedViews, Matches
@@ -195,14 +195,6 @@ class Flux2KleinMethod:
     def export(self, weights: ExportWeights, folder: Path) -> None:
         """Save a folder that edits with these weights, see `KleinExporter.export`."""
         self.exporter.export(weights, folder)
-
-
-def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOptions) -> torch.Tensor:
-    """Choose the timestep of each sample: (B,) numbers in [0, 1) -> (B,) int64, 0 for the least noise."""
-    if options.timestep_sampling == "logit_normal":
-        chance = torch.sigmoid(options.timestep_logit_mean + options.timestep_logit_std * torch.special.ndtri(chance))
-    # A small number stands for much noise, as in diffusers.
-    return num_timesteps - 1 - (chance * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def flow_loss(
