@@ -1,4 +1,4 @@
-"""The values that are passed between the rooms, and the legend of their shapes.
+"""The values that are passed between the packages, and the legend of their shapes.
 
 Legend: ``B`` batch, ``C`` channels, ``H W`` pixels, ``h w`` latents, ``N`` tokens, ``D`` context width.
 Pixels are RGB in [-1, 1] as float tensors (B, 3, H, W), or uint8 in 0..255 as arrays (H, W, 3).
@@ -40,14 +40,14 @@ class ReferenceStates:
     Attributes:
         features: module path of a self-attention layer -> (R, N, C), the *normalised hidden states* that
             enter that layer in the reference U-Net (released code).
-        projected: module path -> keys and values that are projected already: of a self-attention layer
+        keys_values: module path -> keys and values that are projected already: of a self-attention layer
             the reference's, (R, N, heads, d) each (the paper's way of sharing, or features projected once for
             several steps); of a cross-attention layer those of the context, for all B rows.
         keep: (R,) bool, or None for all. Rows that are False read themselves alone, as if no reference
             had been given (classifier-free guidance, paper Sec. 4.1).
         blend: how much the reference's attention counts, see `ReferenceReadProcessor`; None is the layer's own.
         record: receives every reference attention, in inference; None: nothing is recorded.
-        attended: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
+        queries_and_keys: gets the query and the reference's key of every reading layer, (R, N, heads, d) and
             (R, M, heads, d) by module path, for the correspondence loss; None keeps none.
         is_of_one_block: the keys are no module paths, but names within one ``attentions.N`` block of a U-Net, see
             `select_block`.
@@ -62,37 +62,37 @@ class ReferenceStates:
     def __init__(
         self,
         features: dict[str, torch.Tensor] | None = None,
-        projected: dict[str, KeysValues] | None = None,
+        keys_values: dict[str, KeysValues] | None = None,
         keep: torch.Tensor | None = None,
         blend: float | None = None,
         record: AttentionRecord | None = None,
-        attended: dict[str, KeysValues] | None = None,
+        queries_and_keys: dict[str, KeysValues] | None = None,
         is_writing: bool = False,
     ) -> None:
         self.features = {} if features is None else features
-        self.projected = {} if projected is None else projected
-        self.keep, self.blend, self.record, self.attended = keep, blend, record, attended
+        self.keys_values = {} if keys_values is None else keys_values
+        self.keep, self.blend, self.record, self.queries_and_keys = keep, blend, record, queries_and_keys
         self.is_of_one_block, self.is_writing = False, is_writing
 
     @property
     def holds_reference(self) -> bool:
         """Whether it holds more than a context."""
-        return bool(self.features) or any(".attn1" in path for path in self.projected)
+        return bool(self.features) or any(".attn1" in path for path in self.keys_values)
 
     def for_writing(self) -> ReferenceStates:
         """Return states to write into; what is written there is here, too."""
-        return ReferenceStates(self.features, self.projected, is_writing=True)
+        return ReferenceStates(self.features, self.keys_values, is_writing=True)
 
     def select_block(self, path: str) -> ReferenceStates:
         """Return what concerns one block, such as ``up_blocks.1.attentions.0``, by names within it."""
         start = f"{path}."
         chosen = ReferenceStates(
             {key.removeprefix(start): value for key, value in self.features.items() if key.startswith(start)},
-            {key.removeprefix(start): value for key, value in self.projected.items() if key.startswith(start)},
+            {key.removeprefix(start): value for key, value in self.keys_values.items() if key.startswith(start)},
             self.keep,
             self.blend,
             self.record,
-            None if self.attended is None else {},
+            None if self.queries_and_keys is None else {},
             self.is_writing,
         )
         chosen.is_of_one_block = True
@@ -101,9 +101,9 @@ class ReferenceStates:
     def add_block(self, path: str, block: ReferenceStates) -> None:
         """Take what a block has written into the states that `select_block` gave it."""
         self.features.update({f"{path}.{name}": value for name, value in block.features.items()})
-        self.projected.update({f"{path}.{name}": value for name, value in block.projected.items()})
-        if self.attended is not None and block.attended is not None:
-            self.attended.update({f"{path}.{name}": value for name, value in block.attended.items()})
+        self.keys_values.update({f"{path}.{name}": value for name, value in block.keys_values.items()})
+        if self.queries_and_keys is not None and block.queries_and_keys is not None:
+            self.queries_and_keys.update({f"{path}.{name}": value for name, value in block.queries_and_keys.items()})
 
 
 class Matches:

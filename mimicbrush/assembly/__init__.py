@@ -1,4 +1,4 @@
-"""Assembly: from a configuration to a training run. Only this room imports hydra and omegaconf.
+"""Assembly: from a configuration to a training run. Only this package imports hydra and omegaconf.
 
 In reading order:
 

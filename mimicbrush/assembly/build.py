@@ -91,11 +91,11 @@ def build_model(components: Components, model_options: ModelOptions, train_optio
         InputError: the correspondence loss is chosen, and no layer reads a reference on a grid that is fine enough.
     """
     if train_options.correspondence_weight:
-        from mimicbrush.models.unets import find_reader
+        from mimicbrush.models.unets import find_reference_network
         from mimicbrush.training.correspondence_loss import check_reading_layers
 
-        has_reader = find_reader(components.unet, components.reference_unet) is not None
-        check_reading_layers(components.unet if has_reader else None)
+        has_reference_network = find_reference_network(components.unet, components.reference_unet) is not None
+        check_reading_layers(components.unet if has_reference_network else None)
     from mimicbrush.training.objective import MimicBrushModel
 
     return MimicBrushModel(

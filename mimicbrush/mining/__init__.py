@@ -15,7 +15,7 @@ In reading order:
 * `pair_selection`: chooses the two frames of a pair.
 * `segmented_images`: reads photographs with their segments, loose or in a tar.
 * `jpeg`: reduces and encodes the frames that are stored.
-* `refusals`: the reasons for which a file gives no pair, and which file of this room says so.
+* `refusals`: the reasons for which a file gives no pair, and which file of this package decides it.
 * `summary`: counts what a mined folder holds.
 * `export`: writes the manifest as JSON lines.
 * `exports/`: writes pairs as data sets of other trainers.

@@ -138,7 +138,7 @@ class Selection:
 
     Attributes:
         pairs: in order of time.
-        reason: a key of `reasons.REJECTED` where there are no pairs, else "".
+        reason: a key of `refusals.REJECTED` where there are no pairs, else "".
         detail: what was tried, for a person to read.
         refused: examples of refused pairs.
         num_frames: of the clip.

@@ -1,6 +1,6 @@
 """Reasons why a file gave no pair: fixed words, which are stored in the manifest and counted in the summary.
 
-Where a file is refused, by the file of this room that decides it:
+Where a file is refused, by the file of this package that decides it:
 
 * Before it is opened: `plan` (outside_link, not_a_file, bad_name, unreadable) and `input_list` (absent, unknown_type).
 * Its bytes: `worker` (changed, hash_mismatch, empty, too_large, unreadable, out_of_memory).

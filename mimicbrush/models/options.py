@@ -21,18 +21,18 @@ class ReferenceEncoder:
         weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
             image tokens.
         token_class: class of the network that makes its image tokens.
-        has_reader: whether a U-Net reads the reference, and CLIP's image tokens do so beside it.
+        has_network: whether a U-Net reads the reference, and CLIP's image tokens do so beside it.
     """
 
     weights: tuple[str, ...]
     token_class: str
-    has_reader: bool = False
+    has_network: bool = False
 
 
 #: By the value of `ModelOptions.reference_encoder`. How each makes image tokens: `models.token_encoders`.
 REFERENCE_ENCODERS = {
-    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection", has_reader=True),
-    "shared": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection", has_reader=True),
+    "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection", has_network=True),
+    "shared": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection", has_network=True),
     "clip": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection"),
     "dinov2": ReferenceEncoder(("dinov2",), "Dinov2Model"),
 }
@@ -57,7 +57,7 @@ def encoder_without_unet(token_class: str) -> str:
         InputError: no encoder has it, or several have and cannot be told apart.
     """
     names = [
-        name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and not each.has_reader
+        name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and not each.has_network
     ]
     if not names:
         classes = sorted({encoder.token_class for encoder in REFERENCE_ENCODERS.values()})
@@ -71,7 +71,7 @@ def encoder_without_unet(token_class: str) -> str:
 
 def token_encoder_of(reference_encoder: str) -> str:
     """Name the encoder of image tokens: beside a U-Net that reads the reference, that of CLIP."""
-    return "clip" if REFERENCE_ENCODERS[reference_encoder].has_reader else reference_encoder
+    return "clip" if REFERENCE_ENCODERS[reference_encoder].has_network else reference_encoder
 
 
 _ORDERS = ("resize_then_pad", "pad_then_resize")

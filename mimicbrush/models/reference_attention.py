@@ -5,10 +5,11 @@ the reference U-Net sees the reference image and hands over K', V'. The imitativ
 
     o = softmax(Q [K ; K']^T / sqrt(d)) [V ; V']                        (paper Sec. 3.2; `_attend_to_both`)
 
-Each query decides by itself whether it copies from its own image or from the reference. The paper trains no matching.
+Each query decides by itself whether it copies from its own image or from the reference. The paper does not supervise
+this choice.
 
-That softmax can be computed without the concatenation. Let o_self, o_ref be the attentions over the own tokens and
-over the reference's tokens alone, and lse_self, lse_ref the log-sum-exp of their scores. The softmax over both weighs
+That softmax can be computed without the concatenation. Let o_self, o_ref be the attentions over its own tokens and
+over the reference's tokens alone, and lse_self, lse_ref the log-sum-exp of their scores. The softmax over both weights
 the two with exp(lse_self) and exp(lse_ref), and a ``blend`` below 1 keeps a part of the self-attention::
 
     o = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self)            (`_merge_by_lse`)
@@ -29,15 +30,16 @@ Both U-Nets stay stock diffusers models: diffusers lets a *processor* compute an
 drops those that are not named, with no more than a warning, and the reference would be lost. So every processor here
 names ``reference_states``, also those that have little use for it.
 
-Several references of one source (*ours*) are one long reference: K' and V' hold the tokens of all of them, one after
-the other (`join_references`). So a query chooses among all of their places as it does among those of one.
+Several references of one source (our extension, not in the paper) are one long reference: K' and V' hold the tokens of
+all of them, one after the other (`join_references`). So a query chooses among the
+places of all as it does among those of one.
 
 What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
 projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
-(``ReferenceWriteProcessor(keys_values=True)``).
+(``ReferenceWriteProcessor(shares_keys_values=True)``).
 
-Both U-Nets may be one and the same (`unets.SharedUNet`, *ours*). It reads the reference in a pass of its own, before it
-paints, and ``ReferenceStates.is_writing`` tells its layers which of the two passes it is.
+Both U-Nets may be one and the same (`unets.SharedUNet`, our extension). It reads the reference in a pass of its own,
+before the denoising pass, and ``ReferenceStates.is_writing`` tells its layers which of the two passes it is.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ if TYPE_CHECKING:
 class PlainAttentionProcessor:
     """Self- or cross-attention that does not look at the reference's features.
 
-    A cross-attention takes its keys and values from `ReferenceStates.projected`, if they are there: the context is the
-    same at every step, so they are projected once (`project_context`).
+    A cross-attention takes its keys and values from `ReferenceStates.keys_values`, if they are there: the context
+    is the same at every step, so they are projected once (`project_context`).
 
     Args:
         path: module path of the layer in its U-Net.
@@ -73,7 +75,7 @@ class PlainAttentionProcessor:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._name = path[path.find("transformer_blocks.") :]
+        self._path_in_block = path[path.find("transformer_blocks.") :]
         # Set by diffusers' set_attention_backend(); None is PyTorch's own choice.
         self._attention_backend: str | None = None
         self._parallel_config = None
@@ -91,7 +93,7 @@ class PlainAttentionProcessor:
         is_cross = encoder_hidden_states is not None
         cached = None
         if reference_states is not None and is_cross:
-            cached = reference_states.projected.get(self._key(reference_states))
+            cached = reference_states.keys_values.get(self._state_path(reference_states))
         if cached is not None:
             key, value = cached  # (B, M, heads, d) each
         else:
@@ -102,14 +104,17 @@ class PlainAttentionProcessor:
             attention_mask = attention_mask.unflatten(0, (len(query), attn.heads))  # (B, heads, 1 or N, M)
         return join_heads(attn, self.attend(query, key, value, attention_mask))
 
-    def _key(self, states: ReferenceStates) -> str:
-        """Return the key of this layer in `states`; compiled code that looks at no path serves all blocks alike."""
-        return self._name if states.is_of_one_block else self.path
+    def _state_path(self, states: ReferenceStates) -> str:
+        """Return this layer's key in `states`: its module path, or its path within the block after `select_block`.
+
+        Paths within a block are the same in all blocks, so one compiled graph serves them all.
+        """
+        return self._path_in_block if states.is_of_one_block else self.path
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Softmax attention by the chosen back end: (B, N, heads, d), (B, M, heads, d) twice -> (B, N, heads, d)."""
+        """Softmax attention by the chosen backend: (B, N, heads, d), (B, M, heads, d) twice -> (B, N, heads, d)."""
         return dispatch_attention_fn(
             query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
         )
@@ -121,12 +126,12 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
     Args:
         path: module path of the layer.
         is_last: no other layer reads the output of this one, so it need not be computed.
-        keys_values: share keys and values (paper) instead of hidden states (released code).
+        shares_keys_values: share keys and values (paper) instead of hidden states (released code).
     """
 
-    def __init__(self, path: str, is_last: bool, keys_values: bool) -> None:
+    def __init__(self, path: str, is_last: bool, shares_keys_values: bool) -> None:
         super().__init__(path)
-        self.is_last, self.keys_values = is_last, keys_values
+        self.is_last, self.shares_keys_values = is_last, shares_keys_values
 
     def __call__(
         self,
@@ -140,23 +145,23 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
         """Write under this layer's path, then attend: (B, N, C) -> (B, N, C). Masks are refused."""
         _refuse_mask(attention_mask)
         if reference_states is not None:
-            if self.keys_values:
-                reference_states.projected[self._key(reference_states)] = project(attn, hidden_states)  # K', V'
+            path = self._state_path(reference_states)
+            if self.shares_keys_values:
+                reference_states.keys_values[path] = project(attn, hidden_states)  # K', V'
             else:
-                # K', V' are projected by the reading layer.
-                reference_states.features[self._key(reference_states)] = hidden_states
+                reference_states.features[path] = hidden_states  # K', V' are projected by the reading layer
         if self.is_last:
             return hidden_states
         return super().__call__(attn, hidden_states)
 
 
 class ReferenceReadProcessor(PlainAttentionProcessor):
-    """Self-attention of the imitative U-Net over [own tokens ; reference tokens].
+    """Self-attention of the imitative U-Net over [its own tokens ; reference tokens].
 
-    In inference the two attentions are merged by their log-sum-exp (`_merge_by_lse`): the own tokens are attended to
-    once for all rows, the reference's only for the rows that have one. In training that has no gradient, and a back
-    end that was chosen by name does not return a log-sum-exp; then the softmax runs over the concatenation
-    (`_attend_to_both`). The two are equal up to rounding.
+    In inference the two attentions are merged by their log-sum-exp (`_merge_by_lse`): its own tokens are attended to
+    once for all rows, the reference's only for the rows that have one. The log-sum-exp has no gradient, so training
+    cannot use it, and a backend that was chosen by name does not return it. Then the softmax runs over the
+    concatenation (`_attend_to_both`). The two are equal up to rounding.
 
     Args:
         path: module path of the layer.
@@ -182,14 +187,15 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         own = project(attn, hidden_states)  # K, V, (B, N, heads, d) each
         if reference_states is None or not reference_states.holds_reference:
             return join_heads(attn, self.attend(query, *own))
-        reference = reference_states.projected.get(self._key(reference_states))  # K', V', (R, M, heads, d) each
+        path = self._state_path(reference_states)
+        reference = reference_states.keys_values.get(path)  # K', V', (R, M, heads, d) each
         if reference is None:
-            reference = project(attn, reference_states.features[self._key(reference_states)])
-        if reference_states.attended is not None:
-            reference_states.attended[self._key(reference_states)] = query[-len(reference[0]) :], reference[0]
-        # Only the kernels of `attend_with_lse` give what a record needs: where one is asked for, they are taken.
-        is_free = self._attention_backend is None or reference_states.record is not None
-        can_merge = not torch.is_grad_enabled() and is_free
+            reference = project(attn, reference_states.features[path])
+        if reference_states.queries_and_keys is not None:
+            reference_states.queries_and_keys[path] = query[-len(reference[0]) :], reference[0]
+        # Recording needs the log-sum-exp, so it always uses `attend_with_lse`, even if another backend was chosen.
+        can_use_lse = self._attention_backend is None or reference_states.record is not None
+        can_merge = not torch.is_grad_enabled() and can_use_lse
         attend_to_reference = self._merge_by_lse if can_merge else self._attend_to_both
         return join_heads(attn, attend_to_reference(query, own, reference, reference_states))
 
@@ -219,7 +225,7 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         first = len(query) - len(reference[0])  # rows before this one have no reference
         query_r, (key, value), (key_r, value_r) = query[first:], (each[first:] for each in own), reference
         if states.keep is not None:
-            # A softmax over copies of the own tokens equals one over [own]. So rows whose reference is dropped need no
+            # A softmax over copies of its own tokens equals one over [own]. So rows whose reference is dropped need no
             # mask, which would rule out flash attention, and no second attention.
             keep, times = states.keep.view(-1, 1, 1, 1), key_r.shape[1] // key.shape[1]
             key_r = torch.where(keep, key_r, _repeat_tokens(key, times))
@@ -262,14 +268,14 @@ class ReferenceReadWriteProcessor(ReferenceReadProcessor):
             )
         _refuse_mask(attention_mask)
         own = project(attn, hidden_states)  # K, V here, K', V' for the pass that reads; (B, N, heads, d) each
-        reference_states.projected[self._key(reference_states)] = own
+        reference_states.keys_values[self._state_path(reference_states)] = own
         if self.is_last:
             return hidden_states
         return join_heads(attn, self.attend(split_heads(attn.to_q(hidden_states), attn.heads), *own))
 
 
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
-    """Raise ValueError on a mask: what one over the own tokens means for the reference's is not defined."""
+    """Raise ValueError on a mask: it would not say which of the reference's tokens to hide."""
     if attention_mask is not None:
         raise ValueError("self-attention that writes or reads a reference does not support attention_mask")
 
@@ -322,7 +328,7 @@ def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
             out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
         else:
             out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
-            lse = lse[..., : q.shape[2]]  # that kernel rounds the number of queries up
+            lse = lse[..., : q.shape[2]]  # this kernel pads the number of queries
     elif q.device.type in ("cpu", "meta"):
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
     else:
@@ -349,14 +355,14 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
 def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
     """Let the mid and up self-attention of the imitative U-Net read references, and write them if it is shared.
 
-    Processors that are in place already stay, with the back end that was chosen for them.
+    Processors that are in place already stay, with the backend that was chosen for them.
 
     Args:
         unet: the imitative U-Net.
         blend: see `ReferenceReadProcessor`. `ReferenceStates.blend` overrides it.
 
     Raises:
-        WeightsError: it is to write, and there is no such layer.
+        WeightsError: the U-Net is shared, but has no self-attention in its mid and up blocks.
     """
     reading, present = reference_paths(unet), unet.attn_processors
     makes: dict[str, Callable[[str], PlainAttentionProcessor]]
@@ -374,12 +380,12 @@ def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
     unet.set_attn_processor(processors)
 
 
-def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool = False) -> None:
+def set_reference_write_processors(unet: UNet2DConditionModel, shares_keys_values: bool = False) -> None:
     """Let the mid and up self-attention of the reference U-Net write what is to be shared.
 
     Args:
         unet: the reference U-Net.
-        keys_values: see `ReferenceWriteProcessor`.
+        shares_keys_values: see `ReferenceWriteProcessor`.
 
     Raises:
         WeightsError: there is no such layer.
@@ -388,7 +394,7 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
     _check_has_layers(writing)
     unet.set_attn_processor(
         {
-            f"{path}.processor": ReferenceWriteProcessor(path, path == writing[-1], keys_values)
+            f"{path}.processor": ReferenceWriteProcessor(path, path == writing[-1], shares_keys_values)
             if path in writing
             else PlainAttentionProcessor(path)
             for path in attention_paths(unet)
@@ -397,7 +403,7 @@ def set_reference_write_processors(unet: UNet2DConditionModel, keys_values: bool
 
 
 def is_shared(unet: UNet2DConditionModel) -> bool:
-    """Whether a U-Net reads the reference as well as it paints: a `SharedUNet`, also a compiled one."""
+    """Whether one U-Net both reads the reference and denoises: a `SharedUNet`, also a compiled one."""
     return bool(getattr(unet, "reads_and_paints", False))
 
 
@@ -406,18 +412,18 @@ def _check_has_layers(paths: list[str]) -> None:
         raise WeightsError("this U-Net has no self-attention in its mid and up blocks, which reference attention needs")
 
 
-def check_references_are_read(unet: UNet2DConditionModel, reader: UNet2DConditionModel) -> None:
+def check_references_are_read(unet: UNet2DConditionModel, reference_network: UNet2DConditionModel) -> None:
     """Check that the U-Nets still have the processors of this module.
 
     Args:
         unet: the imitative U-Net.
-        reader: what reads the reference, perhaps the same.
+        reference_network: the U-Net that reads the reference, perhaps the same.
 
     Raises:
-        WeightsError: others took their place, which would leave the reference out in silence.
+        WeightsError: other processors replaced them, so the reference would silently be ignored.
     """
-    writing = ReferenceReadWriteProcessor if is_shared(reader) else ReferenceWriteProcessor
-    for model, kind in ((unet, ReferenceReadProcessor), (reader, writing)):
+    writing = ReferenceReadWriteProcessor if is_shared(reference_network) else ReferenceWriteProcessor
+    for model, kind in ((unet, ReferenceReadProcessor), (reference_network, writing)):
         processors = model.attn_processors
         for path in reference_paths(model):
             processor = processors[f"{path}.processor"]
@@ -439,12 +445,12 @@ def join_references(states: ReferenceStates, rows: int) -> ReferenceStates:
     Returns:
         States of that many rows; for n = 1 the same object.
     """
-    written = next(iter((*states.features.values(), *(key for key, _ in states.projected.values()))))
+    written = next(iter((*states.features.values(), *(key for key, _ in states.keys_values.values()))))
     if len(written) == rows:
         return states
     features = {path: join_tokens(feature, rows) for path, feature in states.features.items()}
-    projected = {path: (join_tokens(k, rows), join_tokens(v, rows)) for path, (k, v) in states.projected.items()}
-    return ReferenceStates(features, projected, states.keep, states.blend, states.record, states.attended)
+    keys_values = {path: (join_tokens(k, rows), join_tokens(v, rows)) for path, (k, v) in states.keys_values.items()}
+    return ReferenceStates(features, keys_values, states.keep, states.blend, states.record, states.queries_and_keys)
 
 
 # --- Keys and values that hold for several steps --------------------------------------------------------------------

@@ -84,18 +84,20 @@ class SharedUNet(UNet2DConditionModel):
     reads_and_paints = True
 
 
-def find_reader(unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel | None) -> UNet2DConditionModel | None:
+def find_reference_network(
+    unet: UNet2DConditionModel, reference_unet: UNet2DConditionModel | None
+) -> UNet2DConditionModel | None:
     """Find the network that reads the reference: the reference U-Net, a `SharedUNet` itself, or none."""
     return unet if reference_unet is None and is_shared(unet) else reference_unet
 
 
-def make_reference_input(reader: UNet2DConditionModel, latents: torch.Tensor) -> torch.Tensor:
+def make_reference_input(reference_network: UNet2DConditionModel, latents: torch.Tensor) -> torch.Tensor:
     """Make what a U-Net sees of references: clean latents (R, 4, h, w) -> (R, 4 or 13, h, w).
 
     A `SharedUNet` takes 13 channels. It sees an inpainting task that has nothing to paint: the reference as the image
     and again as what is known of it, an empty mask, and zeros in the place of depth.
     """
-    if reader.config.in_channels == LATENT_CHANNELS:
+    if reference_network.config.in_channels == LATENT_CHANNELS:
         return latents
     none = torch.zeros_like(latents)
     return torch.cat([latents, none[:, :1], latents, none], dim=1)

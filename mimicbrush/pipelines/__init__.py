@@ -21,7 +21,7 @@ In reading order:
 * ``conversion/`` - the released weights, to and from a pipeline folder
 
 The two classes are imported when they are first asked for: what a command can check without a model also lives in this
-room, and must not wait ten seconds for torch and diffusers.
+package, and must not wait ten seconds for torch and diffusers.
 """
 
 from typing import TYPE_CHECKING

@@ -8,7 +8,7 @@ A graph repeats what happened when it was recorded, numbers of Python included. 
 
 * A number that may change, such as the guidance scale, is a static buffer, too.
 * Whatever else a pass depends on is the key of its graph: names, shapes and types of the inputs, and the networks with
-  their weights' addresses, adapters and attention back ends (`describe_network`).
+  their weights' addresses, adapters and attention backends (`describe_network`).
 * What no graph can repeat runs as it does without graphs, and the reason is logged once (`find_graph_obstacle`).
 """
 

@@ -202,7 +202,7 @@ def class_names(index: dict[str, Any]) -> dict[str, str]:
     return {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
 
 
-def find_reader_name(classes: dict[str, str]) -> str | None:
+def find_reference_network_name(classes: dict[str, str]) -> str | None:
     """Name what reads the reference, as `ModelOptions.reference_encoder` has it; None where no U-Net does.
 
     Args:
@@ -245,7 +245,7 @@ def read_conventions(folder: Path) -> Conventions:
         unet, px_per_latent = configs["unet"], vae_scale_factor(configs["vae"])
         options |= {
             "size_px": operator.index(unet["sample_size"]) * px_per_latent,
-            "reference_encoder": find_reader_name(classes) or encoder_without_unet(classes["image_encoder"]),
+            "reference_encoder": find_reference_network_name(classes) or encoder_without_unet(classes["image_encoder"]),
             "reference_sharing": (
                 "keys_values" if classes.get("reference_unet") == "KeyValueReferenceUNet" else "hidden_states"
             ),

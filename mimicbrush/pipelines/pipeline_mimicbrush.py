@@ -44,7 +44,7 @@ from mimicbrush.models.reference_attention import (
     set_reference_processors,
 )
 from mimicbrush.models.token_encoders import token_encoder_name
-from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, find_reader, make_reference_input
+from mimicbrush.models.unets import KeyValueReferenceUNet, ReferenceUNet, find_reference_network, make_reference_input
 from mimicbrush.ops.canvas import blank_mask, to_tensor
 from mimicbrush.ops.crops import Box, Placement
 from mimicbrush.pipelines.cache import WeightDependentCache
@@ -70,7 +70,7 @@ from mimicbrush.pipelines.image_inputs import (
 )
 from mimicbrush.pipelines.image_outputs import list_correspondences, paste_into_sources, to_square_images, to_unit_range
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
-from mimicbrush.pipelines.prepared import PreparedReference, Projected, repeat_rows
+from mimicbrush.pipelines.prepared import KeysValuesByPath, PreparedReference, repeat_rows
 from mimicbrush.types import AttentionRecord, ReferenceStates
 
 Generator = torch.Generator | list[torch.Generator] | None
@@ -160,7 +160,7 @@ class MimicBrushPipeline(HubPipeline):
         """Use CUDA graphs: each pass of a U-Net is then one launch instead of about a thousand kernel launches.
 
         The results are the same. The first edit of a kind (number of images and references, with or without guidance)
-        records its graphs. This takes about as long as four steps per graph. Later edits replay them. If graphs cannot
+        captures its graphs. This takes about as long as four steps per graph. Later edits replay them. If graphs cannot
         repeat an edit, for example with `return_correspondence`, it runs without them, and a warning says why, once.
 
         Changes of weights, adapters, processors and devices are noticed between edits. Disable graphs if a callback
@@ -182,11 +182,13 @@ class MimicBrushPipeline(HubPipeline):
     def options(self) -> ModelOptions:
         """Return the options of this pipeline where paper and released code differ."""
         shares_keys_values = isinstance(self.reference_unet, KeyValueReferenceUNet)
-        tokens_of = token_encoder_name(self.image_encoder)
+        reference_encoder = token_encoder_name(self.image_encoder)
+        if self.reference_network is not None:
+            reference_encoder = "shared" if is_shared(self.reference_network) else "unet"
         return ModelOptions(
             size_px=self.size_px,
             letterbox_order=self.config.letterbox_order,
-            reference_encoder=tokens_of if self.reader is None else "shared" if is_shared(self.reader) else "unet",
+            reference_encoder=reference_encoder,
             reference_sharing="keys_values" if shares_keys_values else "hidden_states",
             reference_blend=self.config.reference_blend,
             reference_timestep=self.config.reference_timestep,
@@ -196,9 +198,9 @@ class MimicBrushPipeline(HubPipeline):
         )
 
     @property
-    def reader(self) -> Any:
+    def reference_network(self) -> Any:
         """Network that reads the reference: `reference_unet` or `unet`; None if only image tokens are used."""
-        return find_reader(self.unet, self.reference_unet)
+        return find_reference_network(self.unet, self.reference_unet)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -213,7 +215,7 @@ class MimicBrushPipeline(HubPipeline):
     @property
     def can_record_attention(self) -> bool:
         """Whether it can record where it looks in the reference; this needs a U-Net that reads the reference."""
-        return self.reader is not None
+        return self.reference_network is not None
 
     @property
     def guidance_scale(self) -> float:
@@ -316,7 +318,7 @@ class MimicBrushPipeline(HubPipeline):
         mask_px = self._to_mask_canvas(masks, placements)  # (B, 1, S, S), 1 = repaint
 
         # 3. Encode the reference: `vae` -> clean latents, `image_encoder` and `image_projector` -> context.
-        #    Random numbers are sampled in the released order: reference posterior, start noise, source posterior.
+        #    Random numbers are sampled as in the released code: reference posterior, start noise, source posterior.
         prepared: PreparedReference | None = None  # latents (R, 4, h, w), context (R, N, D)
         if isinstance(reference, PreparedReference):
             if reference_crop is not None:
@@ -343,7 +345,7 @@ class MimicBrushPipeline(HubPipeline):
         #    `image_projector`). Project the context for each cross-attention of `unet`: it is the same at every step.
         context = self.no_reference_context().expand(rows, -1, -1)  # (B n, N, D)
         if prepared is not None:
-            # Of r references N counts r times as many tokens. As many copies of "no reference" say what one does.
+            # With r references, the context has r N tokens. "No reference" is repeated r times, which changes nothing.
             reference_context = prepared.join_context().repeat_interleave(rows // len(prepared), 0)  # (B n, N, D)
             context = context.repeat(1, prepared.num_references, 1)
             context = torch.cat([context, reference_context]) if guided else reference_context  # (B n or 2 B n, N, D)
@@ -355,18 +357,18 @@ class MimicBrushPipeline(HubPipeline):
         recorder = CorrespondenceRecorder(latent_mask) if return_correspondence else None
 
         # 7. Denoise: `reference_unet` writes its features, `unet` reads them and predicts, `scheduler` steps.
-        #    The scheduler computes its factors on the host: it would wait for the GPU to read timesteps that lie there.
+        #    The timesteps stay on the CPU: `scheduler.step` computes there, and would wait if it read them from a GPU.
         self.scheduler.set_timesteps(steps, device="cpu")
         timesteps = self.scheduler.timesteps  # (steps,)
         timesteps_on_device = timesteps.to(device)
         self._num_timesteps = len(timesteps)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma  # (B n, 4, h, w)
-        references: Iterator[Projected] = self.read_references(prepared, timesteps, reference_batch_size)
+        references: Iterator[KeysValuesByPath] = self.compute_reference_kv(prepared, timesteps, reference_batch_size)
         if prepared is not None:
             references = map(prepared.join_tokens, references)
         record = attention_record if recorder is None else recorder
         obstacle = None if record is None else "attention is recorded at each step"
-        predict = self._replayed(self._predict_noise, [self.unet], obstacle)
+        predict = self._replayed(self._predict_noise_for_graph, [self.unet], obstacle)
         step_options = self._step_options(generator, eta)
         with self.progress_bar(total=len(timesteps)) as progress:
             for number, timestep in enumerate(timesteps):
@@ -421,8 +423,8 @@ class MimicBrushPipeline(HubPipeline):
             raise InputError(
                 f"num_inference_steps={num_inference_steps}: this model was distilled for at most {most_steps} steps"
             )
-        if self.reader is not None:
-            check_references_are_read(self.unet, self.reader)
+        if self.reference_network is not None:
+            check_references_are_read(self.unet, self.reference_network)
         sources, masks = (
             [to_rgb_array(image) for image in list_images(source)],
             [to_mask_array(image) for image in list_images(mask)],
@@ -489,7 +491,7 @@ class MimicBrushPipeline(HubPipeline):
                 for name in ("latents", "context")
             )
             prepared = replace(prepared, latents=latents, context=context, placements=placements, num_references=count)
-        if self.reader is None:
+        if self.reference_network is None:
             return prepared
         if self.config.reference_timestep == "zero":
             timesteps = [0.0]
@@ -498,14 +500,18 @@ class MimicBrushPipeline(HubPipeline):
             timesteps = [float(timestep) for timestep in self.scheduler.timesteps.tolist()]
         else:
             return prepared
-        features = dict(zip(timesteps, self._run_reader(prepared, timesteps, reference_batch_size), strict=True))
+        features = dict(
+            zip(timesteps, self._run_reference_network(prepared, timesteps, reference_batch_size), strict=True)
+        )
         return replace(prepared, features=features)
 
     def encode_references(
         self, pixels: torch.Tensor, placements: list[Placement], generator: Generator
     ) -> PreparedReference:
         """Encode references (R, 3, S, S) in [-1, 1] into clean latents and context, without features."""
-        tokens = encode_image_tokens(self.image_encoder, pixels, patches_only=self.reader is None)  # (R, N, C)
+        tokens = encode_image_tokens(
+            self.image_encoder, pixels, patches_only=self.reference_network is None
+        )  # (R, N, C)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
         noise = self._posterior_noise(len(pixels), generator)
         latents = encode_latents(self.vae, pixels, noise).to(self.unet.dtype)  # (R or more, 4, h, w)
@@ -520,7 +526,7 @@ class MimicBrushPipeline(HubPipeline):
         depth_map: torch.Tensor | None,
         generator: Generator,
     ) -> torch.Tensor:
-        """Encode the nine channels that are added to the noisy latent: mask 1, masked source 4, depth 4.
+        """Encode the nine channels that are concatenated with the noisy latents: mask 1, masked source 4, depth 4.
 
         Args:
             source: (B, 3, S, S) in [-1, 1].
@@ -553,9 +559,6 @@ class MimicBrushPipeline(HubPipeline):
         ]
         return torch.cat(channels, dim=1).to(self.unet.dtype)
 
-    #: Kept for callers of earlier versions: see `prepare_cond_latents`.
-    prepare_stem = prepare_cond_latents
-
     def no_depth_latent(self) -> torch.Tensor:
         """Compute the depth latent for "no depth", (1, 4, h, w); it is the same for all edits."""
         return self._cache.get(
@@ -575,48 +578,50 @@ class MimicBrushPipeline(HubPipeline):
             self.image_projector,
             lambda: self.image_projector(
                 encode_no_image_tokens(
-                    self.image_encoder, 1, self._execution_device, patches_only=self.reader is None
+                    self.image_encoder, 1, self._execution_device, patches_only=self.reference_network is None
                 ).to(self.image_projector.dtype)
             ),
         )
         return context.to(self.unet.dtype)
 
-    def read_references(
+    def compute_reference_kv(
         self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
-    ) -> Iterator[Projected]:
+    ) -> Iterator[KeysValuesByPath]:
         """Yield the references' keys and values for each timestep in turn.
 
         Args:
             prepared: R references; None yields empty dictionaries.
             timesteps: (steps,).
-            batch_size: number of timesteps in one pass of the U-Net that reads.
+            batch_size: number of timesteps in one pass of the reference network.
 
         Yields:
             Module path -> keys and values, (R, M, heads, d) each.
         """
-        if prepared is None or self.reader is None:
+        if prepared is None or self.reference_network is None:
             yield from ({} for _ in timesteps)
             return
         current = self.config.reference_timestep == "current"
         read_at = [
             float(timestep) if current else 0.0 for timestep in timesteps.tolist()
-        ]  # what the U-Net that reads sees
+        ]  # what the reference network gets
         if all(timestep in prepared.features for timestep in read_at):
             yield from (prepared.features[timestep] for timestep in read_at)
         elif current:
-            yield from self._run_reader(prepared, read_at, batch_size)
+            yield from self._run_reference_network(prepared, read_at, batch_size)
         else:
-            once = next(self._run_reader(prepared, read_at[:1], 1))
+            once = next(self._run_reference_network(prepared, read_at[:1], 1))
             yield from (once for _ in read_at)
 
-    def _run_reader(self, prepared: PreparedReference, timesteps: list[float], batch_size: int) -> Iterator[Projected]:
-        """Run the U-Net that reads over clean latents, T timesteps in one batch, and project what it wrote."""
-        rows, dtype = len(prepared.latents), self.reader.dtype  # which may differ from the other U-Net's
+    def _run_reference_network(
+        self, prepared: PreparedReference, timesteps: list[float], batch_size: int
+    ) -> Iterator[KeysValuesByPath]:
+        """Run the reference network over clean latents, T timesteps in one batch, and project what it wrote."""
+        rows, dtype = len(prepared.latents), self.reference_network.dtype  # which may differ from the other U-Net's
         latents, context = prepared.latents.to(dtype), prepared.context.to(dtype)  # (R, 4, h, w), (R, N, D)
-        context_kv = project_context(self.reader, context)  # the same at every timestep
-        read = self._replayed(self._read_timesteps, [self.reader, self.unet])
+        context_kv = project_context(self.reference_network, context)  # the same at every timestep
+        read = self._replayed(self._read_timesteps, [self.reference_network, self.unet])
         times, read_at = min(max(1, batch_size), len(timesteps)), timesteps
-        if self._graphs is not None:  # the last pass reads its last timestep again: all passes have one size, and graph
+        if self._graphs is not None:  # pad the last pass with its last timestep: all have one size, and one graph
             read_at = timesteps + timesteps[-1:] * (-len(timesteps) % times)
         chunks = torch.tensor(read_at, device=latents.device).split(times)  # (T,) each
         for first, chunk in zip(range(0, len(timesteps), times), chunks, strict=True):
@@ -626,14 +631,14 @@ class MimicBrushPipeline(HubPipeline):
                 yield {path: (key[one], value[one]) for path, (key, value) in keys_values.items()}
 
     def _read_timesteps(
-        self, latents: torch.Tensor, context: torch.Tensor, context_kv: Projected, timesteps: torch.Tensor
-    ) -> Projected:
+        self, latents: torch.Tensor, context: torch.Tensor, context_kv: KeysValuesByPath, timesteps: torch.Tensor
+    ) -> KeysValuesByPath:
         """Read R references at T timesteps: keys and values of T R rows, those of the first timestep first."""
         rows, times = len(latents), len(timesteps)
         repeated = {path: (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for path, (k, v) in context_kv.items()}
-        states = ReferenceStates(projected=repeated, is_writing=True)
-        self.reader(
-            make_reference_input(self.reader, latents.repeat(times, 1, 1, 1)),  # (T R, 4 or 13, h, w)
+        states = ReferenceStates(keys_values=repeated, is_writing=True)
+        self.reference_network(
+            make_reference_input(self.reference_network, latents.repeat(times, 1, 1, 1)),  # (T R, 4 or 13, h, w)
             timesteps.repeat_interleave(rows),  # (T R,)
             context.repeat(times, 1, 1),  # (T R, N, D)
             cross_attention_kwargs={"reference_states": states},
@@ -642,29 +647,29 @@ class MimicBrushPipeline(HubPipeline):
         dtype = self.unet.dtype
         keys_values = {
             path: (key.to(dtype), value.to(dtype))
-            for path, (key, value) in states.projected.items()
+            for path, (key, value) in states.keys_values.items()
             if path not in context_kv
         }
         features = {path: feature.to(dtype) for path, feature in states.features.items()}  # (T R, M, C) each
         return keys_values | project_references(self.unet, features)  # (T R, M, heads, d) each
 
-    def _predict_noise(
+    def _predict_noise_for_graph(
         self,
         latents: torch.Tensor,
         cond_latents: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
-        context_kv: Projected,
-        reference_kv: Projected,
+        context_kv: KeysValuesByPath,
+        reference_kv: KeysValuesByPath,
         guidance_scale: float | torch.Tensor | None,
         record: AttentionRecord | None,
     ) -> torch.Tensor:
-        """Predict the noise from tensors alone, as a CUDA graph repeats it; see `denoise`."""
-        projected = {**context_kv, **repeat_rows(reference_kv, len(latents))}  # by path, (B n, M, heads, d) each
-        states = ReferenceStates(projected=projected, blend=self.config.reference_blend, record=record)
-        return self.denoise(latents, cond_latents, timestep, context, states, guidance_scale)
+        """Predict the noise from tensors alone, as a CUDA graph repeats it; see `predict_noise`."""
+        keys_values = {**context_kv, **repeat_rows(reference_kv, len(latents))}  # by path, (B n, M, heads, d) each
+        states = ReferenceStates(keys_values=keys_values, blend=self.config.reference_blend, record=record)
+        return self.predict_noise(latents, cond_latents, timestep, context, states, guidance_scale)
 
-    def denoise(
+    def predict_noise(
         self,
         latents: torch.Tensor,
         cond_latents: torch.Tensor,
@@ -696,9 +701,13 @@ class MimicBrushPipeline(HubPipeline):
         # Classifier-free guidance (paper Sec. 4.1): from "no reference" towards the reference, and beyond.
         unconditional, conditional = noise.chunk(2)  # (B, 4, h, w) each
         difference = conditional - unconditional
-        # Half precision has no 7.3. A number is multiplied in float32 there, and so must be a tensor.
+        # PyTorch multiplies a half-precision tensor by a Python float in float32. A tensor scale must do the same.
         wide = difference.to(torch.promote_types(difference.dtype, torch.float32))
         return unconditional + (guidance_scale * wide).to(difference.dtype)
+
+    # Names of earlier versions.
+    prepare_stem, read_references, denoise = prepare_cond_latents, compute_reference_kv, predict_noise
+    reader = reference_network
 
     def decode(
         self,

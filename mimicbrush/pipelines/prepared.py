@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from mimicbrush.types import KeysValues
 
 #: Keys and values of the reference by module path, for one timestep.
-Projected = dict[str, "KeysValues"]
+KeysValuesByPath = dict[str, "KeysValues"]
 
 
-def repeat_rows(projected: Projected, rows: int) -> Projected:
+def repeat_rows(keys_values: KeysValuesByPath, rows: int) -> KeysValuesByPath:
     """Repeat each row of keys and values equally often, up to this number of rows."""
-    return {path: (_repeated(key, rows), _repeated(value, rows)) for path, (key, value) in projected.items()}
+    return {path: (_repeated(key, rows), _repeated(value, rows)) for path, (key, value) in keys_values.items()}
 
 
 def _repeated(tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ class PreparedReference:
     context: torch.Tensor
     placements: list[Placement]
     settings: tuple[object, ...]
-    features: Mapping[float, Projected] = field(default_factory=dict)
+    features: Mapping[float, KeysValuesByPath] = field(default_factory=dict)
     num_references: int = 1
 
     def __len__(self) -> int:
@@ -66,9 +66,9 @@ class PreparedReference:
         """Join the contexts of all references of each source: (len, n N, D)."""
         return join_tokens(self.context, len(self))
 
-    def join_tokens(self, projected: Projected) -> Projected:
+    def join_tokens(self, keys_values: KeysValuesByPath) -> KeysValuesByPath:
         """Join the keys and values of all references of each source: R rows -> `len` rows."""
-        return {path: (join_tokens(k, len(self)), join_tokens(v, len(self))) for path, (k, v) in projected.items()}
+        return {path: (join_tokens(k, len(self)), join_tokens(v, len(self))) for path, (k, v) in keys_values.items()}
 
     def check_serves(self, settings: tuple[object, ...], sources: int) -> None:
         """Check that an edit can use this prepared reference.

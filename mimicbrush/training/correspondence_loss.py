@@ -73,7 +73,7 @@ def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
 
 
 def correspondence_loss(
-    attended: Mapping[str, KeysValues],
+    queries_and_keys: Mapping[str, KeysValues],
     matches: Matches,
     keep_reference: torch.Tensor,
     size_px: int,
@@ -90,8 +90,8 @@ def correspondence_loss(
     place, and no match says where: over all tokens, the loss would teach not to look at them.
 
     Args:
-        attended: query (B, N, heads, d) and reference key (B, R M, heads, d) of each reading layer, by its path; a
-            reference has as many tokens as the source, M = N.
+        queries_and_keys: query (B, N, heads, d) and reference key (B, R M, heads, d) of each reading layer, by its
+            path; a reference has as many tokens as the source, M = N.
         matches: of the batch, on the canvas.
         keep_reference: (B,) bool, False = dropped.
         size_px: side of the canvas.
@@ -100,7 +100,7 @@ def correspondence_loss(
     Raises:
         InputError: no layer has `MIN_SIDE` tokens along a side.
     """
-    layers = [layer for layer in attended.values() if math.isqrt(layer[0].shape[1]) >= MIN_SIDE]
+    layers = [layer for layer in queries_and_keys.values() if math.isqrt(layer[0].shape[1]) >= MIN_SIDE]
     if not layers:
         raise InputError(
             f"train.correspondence_weight needs a reading layer of at least {MIN_SIDE} x {MIN_SIDE} tokens; increase "

@@ -61,18 +61,20 @@ class TrainingMethod(Protocol[InputsT]):
         """
 
     @property
-    def reads_average(self) -> bool:
+    def reads_ema(self) -> bool:
         """Whether `loss` reads the averaged weights: then a GPU waits at each step until the average is complete."""
 
-    def loss(self, model: nn.Module, inputs: InputsT, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
+    def loss(
+        self, model: nn.Module, inputs: InputsT, step: int, ema_weights: Mapping[str, torch.Tensor]
+    ) -> TrainingLoss:
         """Compute the loss of a batch.
 
         Args:
             model: `model`, as it is or wrapped: the call must go through the wrapper's forward.
             inputs: from `encode`.
             step: steps done so far; a weight in the loss may depend on it.
-            average: averaged weights (EMA) after them, name in `model` -> tensor; empty where none are kept. Only of
-                use where `reads_average`.
+            ema_weights: averaged weights after them, name in `model` -> tensor; empty where none are kept. Only of
+                use where `reads_ema`.
         """
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
@@ -110,7 +112,7 @@ class MimicBrushMethod:
         stored: makes the conditions of batches that are encoded already.
     """
 
-    reads_average = False
+    reads_ema = False
 
     def __init__(
         self,
@@ -157,7 +159,7 @@ class MimicBrushMethod:
         return EncodedBatch(conditions, noise_sample, on_device.matches)
 
     def loss(
-        self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
+        self, model: nn.Module, inputs: EncodedBatch, step: int, ema_weights: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
         """Compute the denoising loss and, if it is on, the correspondence loss; see `denoising_loss`."""
         return denoising_loss(

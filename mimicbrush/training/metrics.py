@@ -28,7 +28,7 @@ from mimicbrush.io.text import describe_error
 from mimicbrush.training.checkpoints import read_state
 from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import StopRequests, run_together
-from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
+from mimicbrush.training.objective import NUM_BINS, TrainingLoss
 from mimicbrush.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TrainingMetrics:
     Args:
         device: where the losses are.
         passes: micro-batches per step and process.
-        num_timesteps: of the noise schedule, for the names of the bands.
+        num_timesteps: of the noise schedule, for the names of the bins.
         flop_per_sample: FLOP of a training step over its samples; None where they were not counted.
         peak_flop_per_s: of one device at this precision; None if that is not known.
     """
@@ -60,7 +60,7 @@ class TrainingMetrics:
         self.device, self.passes, self.num_timesteps = device, passes, num_timesteps
         self.flop_per_sample, self.peak_flop_per_s = flop_per_sample, peak_flop_per_s
         # Of the step that is under way, and of the finished ones since the last log, with their number last.
-        self._step = torch.zeros(1 + 4 + 2 * NUM_BANDS + 4, device=device)
+        self._step = torch.zeros(1 + 4 + 2 * NUM_BINS + 4, device=device)
         self._sums = torch.zeros(len(self._step) + 1, device=device)
         self._waited_s = 0.0
         self._since, self._num_steps = time.monotonic(), 0
@@ -68,7 +68,7 @@ class TrainingMetrics:
     def add(self, loss: TrainingLoss) -> None:
         """Add a micro-batch to the current step."""
         total = loss.total.detach()[None] / self.passes
-        self._step += torch.cat([total, loss.parts, loss.bands.flatten(), loss.correspondence])
+        self._step += torch.cat([total, loss.parts, loss.bins.flatten(), loss.correspondence])
 
     def end_step(self, is_good: torch.Tensor) -> None:
         """Close a step after its micro-batches; losses of a skipped step are not counted.
@@ -95,7 +95,7 @@ class TrainingMetrics:
     def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
         """Return name -> figure since the last call, and start again. Only the times differ between processes.
 
-        A figure without samples is None: an empty band of timesteps, or all losses where every step was skipped.
+        A figure without samples is None: an empty bin_number of timesteps, or all losses where every step was skipped.
 
         Args:
             samples_per_step: over all processes.
@@ -103,18 +103,18 @@ class TrainingMetrics:
             reduce: adds up a tensor over all processes.
         """
         sums = reduce(self._sums).tolist()
-        loss, parts, bands, correspondence, good = sums[0], sums[1:5], sums[5:-5], sums[-5:-1], sums[-1]
+        loss, parts, bins, correspondence, good = sums[0], sums[1:5], sums[5:-5], sums[-5:-1], sums[-1]
         now = time.monotonic()
         elapsed_s = max(now - self._since, 1e-9)
         samples_per_s = self._num_steps * samples_per_step / elapsed_s
-        width = self.num_timesteps // NUM_BANDS
+        width = self.num_timesteps // NUM_BINS
         values: dict[str, float | None] = {
             "loss": _ratio(loss, good),
             "loss_inside": _ratio(parts[0], parts[1]),
             "loss_outside": _ratio(parts[2], parts[3]),
             **{
-                f"loss_t{band * width:03d}_{(band + 1) * width - 1:03d}": _ratio(bands[band], bands[NUM_BANDS + band])
-                for band in range(NUM_BANDS)
+                f"loss_t{i * width:03d}_{(i + 1) * width - 1:03d}": _ratio(bins[i], bins[NUM_BINS + i])
+                for i in range(NUM_BINS)
             },
             "samples_per_s": samples_per_s,
             "data_wait_ratio": self._waited_s / elapsed_s,

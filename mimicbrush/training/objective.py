@@ -29,14 +29,14 @@ from mimicbrush.models.encoders import (
 from mimicbrush.models.options import REFERENCE_ENCODERS, ModelOptions
 from mimicbrush.models.projectors import DepthProjector, ImageProjector
 from mimicbrush.models.reference_attention import join_references, join_tokens, set_reference_processors
-from mimicbrush.models.unets import ReferenceUNet, find_reader, make_reference_input
+from mimicbrush.models.unets import ReferenceUNet, find_reference_network, make_reference_input
 from mimicbrush.ops.canvas import blank_mask
 from mimicbrush.training.correspondence_loss import CorrespondenceLoss, correspondence_loss
 from mimicbrush.training.noise import NoiseSample
 from mimicbrush.types import EncodedViews, Matches, ReferenceStates, TrainBatch
 
-#: The loss is also logged for this many equal bands of timesteps: an image at a small one is nearly clean, and easy.
-NUM_BANDS = 4
+#: The loss is also logged for this many equal bins of timesteps: its size depends strongly on the noise level.
+NUM_BINS = 4
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class FrozenEncoders:
     """VAE, image encoder and depth estimator, without gradients.
 
     Args:
-        parts: of which these three are taken; they are frozen.
-        options: the conventions of "no reference" and "no depth".
+        parts: supplies these three networks, which are frozen in place.
+        options: its `reference_encoder` and conventions of depth are used.
     """
 
     def __init__(self, parts: Components, options: ModelOptions) -> None:
         self.vae, self.image_encoder = parts.vae, parts.image_encoder
         self.depth_estimator = parts.depth_estimator
-        self.patches_only = not REFERENCE_ENCODERS[options.reference_encoder].has_reader
+        self.patches_only = not REFERENCE_ENCODERS[options.reference_encoder].has_network
         self.depth_convention, self.no_depth_convention = options.depth_convention, options.no_depth_convention
         for module in (self.vae, self.image_encoder, self.depth_estimator):
             module.requires_grad_(False).eval()
@@ -94,7 +94,7 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def encode(self, batch: TrainBatch, noise_sample: NoiseSample) -> Conditions:
-        """Encode a batch, with the drops applied. What is dropped is not computed."""
+        """Encode a batch, with the drops applied. Dropped conditions are not encoded."""
         # One call of the VAE for source, masked source and references; each is a sample of its posterior.
         references = batch.references.unbind(1)  # R times (B, 3, H, W)
         images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), *references])  # (2B + RB, 3, H, W)
@@ -125,7 +125,10 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def encode_views(self, batch: TrainBatch) -> EncodedViews:
-        """Encode a batch before noise and drops, float32: `StoredEncoders` makes of it what `encode` does."""
+        """Encode a batch before noise and drops, float32.
+
+        `StoredEncoders.encode` turns it into the same `Conditions` as `encode`.
+        """
         images = torch.cat([batch.source, blank_mask(batch.source, batch.mask), batch.reference])  # (3B, 3, H, W)
         mean, std = (each.unflatten(0, (3, -1)).transpose(0, 1) for each in encode_posteriors(self.vae, images))
         return EncodedViews(
@@ -222,8 +225,9 @@ class MimicBrushModel(nn.Module):
         image_projector, depth_projector: from image tokens to the context, from a depth map to latents.
         size_px: side of the canvas.
         reference_blend: how much the reference's attention counts, see `ReferenceReadProcessor`.
-        reference_timestep: of the pass that reads the reference: "current", that of the noisy latents; otherwise 0.
-        correspondence_heads: part of the heads that the correspondence loss teaches, above 0 and at most 1.
+        reference_timestep: timestep of the pass that reads the reference: "current" is that of the noisy latents;
+            otherwise 0.
+        correspondence_heads: share of the heads that the correspondence loss teaches, above 0 and at most 1.
     """
 
     def __init__(
@@ -246,9 +250,9 @@ class MimicBrushModel(nn.Module):
         set_reference_processors(unet, reference_blend)
 
     @property
-    def reader(self) -> UNet2DConditionModel | None:
+    def reference_network(self) -> UNet2DConditionModel | None:
         """Network that reads the reference, perhaps the imitative U-Net; None where image tokens alone show it."""
-        return find_reader(self.unet, self.reference_unet)
+        return find_reference_network(self.unet, self.reference_unet)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """List what is trained: name -> parameter, always in the same order."""
@@ -273,8 +277,8 @@ class MimicBrushModel(nn.Module):
             conditions: of the batch.
             keep_reference: (B,) bool, False = dropped.
             matches: of the batch, or None.
-            states: what `read_references` left, where the reference U-Net is frozen and has read before; None: it
-                reads now.
+            states: reference features that were computed before by `run_reference_network`, if the reference U-Net is
+                frozen; None: it runs now.
         """
         tokens = self.image_projector(conditions.image_tokens)  # (B R, N, D)
         context = join_tokens(tokens, len(noisy))  # (B, R N, D)
@@ -284,28 +288,30 @@ class MimicBrushModel(nn.Module):
             [noisy, conditions.latent_mask, conditions.masked_source_latents, depth_latents], dim=1
         )  # (B, 13, h, w)
 
-        if self.reader is None or states is not None:  # the reference gives its tokens alone, or was read
+        if self.reference_network is None or states is not None:  # image tokens alone, or features computed before
             attention_kwargs = {"reference_states": states}
             return Prediction(self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample)
-        # The reader writes its features into `states`, the imitative U-Net reads them in its self-attention.
-        states = ReferenceStates(keep=keep_reference, attended=None if matches is None else {})
+        # The reference network writes its features into `states`; the imitative U-Net reads them in self-attention.
+        states = ReferenceStates(keep=keep_reference, queries_and_keys=None if matches is None else {})
         times = timestep.repeat_interleave(len(tokens) // len(noisy))  # (B R,)
-        reference_sample = self.read_references(conditions.reference_latents, times, tokens, states)
+        reference_sample = self.run_reference_network(conditions.reference_latents, times, tokens, states)
         states = join_references(states, len(noisy))
         attention_kwargs = {"reference_states": states}
         sample = self.unet(unet_input, timestep, context, cross_attention_kwargs=attention_kwargs).sample
-        # Adds nothing. But FSDP gathers the weights of a block again when its output gets a gradient, and that of the
-        # last block of the reader, whose features are read on the way, would get none.
+        # Adds zero. But FSDP gathers the weights of a block again only if its output gets a gradient, and the last
+        # block of the reference network is used by its inner features alone.
         sample = sample + 0 * join_tokens(reference_sample, len(noisy)).mean(dim=(1, 2, 3), keepdim=True)
-        if matches is None or states.attended is None:
+        if matches is None or states.queries_and_keys is None:
             return Prediction(sample)
         heads = self.correspondence_heads
-        return Prediction(sample, correspondence_loss(states.attended, matches, keep_reference, self.size_px, heads))
+        return Prediction(
+            sample, correspondence_loss(states.queries_and_keys, matches, keep_reference, self.size_px, heads)
+        )
 
-    def read_references(
+    def run_reference_network(
         self, reference_latents: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, states: ReferenceStates
     ) -> torch.Tensor:
-        """Let the reader write into `states`; return what else it predicts, (B R, 4, h, w).
+        """Let the reference network write into `states`; return what else it predicts, (B R, 4, h, w).
 
         Args:
             reference_latents: (B R, 4, h, w), clean.
@@ -313,9 +319,9 @@ class MimicBrushModel(nn.Module):
             context: (B R, N, D), the projected image tokens: each reference is read with its own.
             states: get the features.
         """
-        assert self.reader is not None
-        sample: torch.Tensor = self.reader(
-            make_reference_input(self.reader, reference_latents),
+        assert self.reference_network is not None
+        sample: torch.Tensor = self.reference_network(
+            make_reference_input(self.reference_network, reference_latents),
             timestep if self.reference_timestep == "current" else torch.zeros_like(timestep),
             context,
             cross_attention_kwargs={"reference_states": states.for_writing()},
@@ -328,16 +334,16 @@ class TrainingLoss:
     """Loss of a batch, and the sums that are logged of it. Sums of several passes and processes add up.
 
     Attributes:
-        total: () what is trained on: the mean over everything, perhaps weighed, and the weighed correspondence loss.
-        parts: (4,) summed squared error inside the mask, cells inside, the same outside, cells outside.
-        bands: (2, NUM_BANDS), for equal bands of timesteps: summed mean error of the samples, and their number.
+        total: () what is trained on: the mean over everything, perhaps weighted, and the weighted correspondence loss.
+        parts: (4,) summed squared error inside the mask, latent positions inside, the same outside.
+        bins: (2, NUM_BINS), for equal bins of timesteps: summed mean error of the samples, and their number.
         correspondence: (4,) summed correspondence loss of the samples that have matches, their number; matches that
             the attention found, their number. All 0 if it is not trained with.
     """
 
     total: torch.Tensor
     parts: torch.Tensor
-    bands: torch.Tensor
+    bins: torch.Tensor
     correspondence: torch.Tensor
 
 
@@ -357,7 +363,7 @@ def denoising_loss(
         model: a `MimicBrushModel`, as it is or wrapped.
         noise_scheduler: says how much noise a timestep has, and what is predicted.
         conditions, noise_sample: of the batch.
-        min_snr_gamma: see `TrainOptions`; it weighs `total` alone, the logged sums stay unweighed.
+        min_snr_gamma: see `TrainOptions`; it weights only `total`, the logged sums stay unweighted.
         matches: of the batch, for the correspondence loss; None leaves it out.
         correspondence_weight: of the correspondence loss.
         channel_weights: relative weights of the latent channels in `total`.
@@ -373,20 +379,20 @@ def denoising_loss(
     squares = (prediction.float() - target).square()  # (B, 4, h, w)
     error = squares.mean(dim=1, keepdim=True)  # (B, 1, h, w), what is logged
 
-    weighed = error
+    weighted = error
     if len(set(channel_weights)) > 1:
         weights = torch.tensor(channel_weights, device=error.device)[:, None, None]  # (4, 1, 1)
-        weighed = (squares * (weights / weights.mean())).mean(dim=1, keepdim=True)
-    total = weighed.mean()
+        weighted = (squares * (weights / weights.mean())).mean(dim=1, keepdim=True)
+    total = weighted.mean()
     if min_snr_gamma is not None:
         # Min-SNR (arXiv 2303.09556), with SNR = a_t / (1 - a_t): the loss of a sample counts
         # min(SNR, gamma) / SNR where eps is predicted, min(SNR, gamma) / (SNR + 1) where v is.
         snr = compute_snr(noise_scheduler, timestep)  # (B,)
         weight = snr.clamp(max=min_snr_gamma) / (snr if predicts_noise else snr + 1)
-        total = (weighed.mean(dim=(1, 2, 3)) * weight).mean()
+        total = (weighted.mean(dim=(1, 2, 3)) * weight).mean()
     total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
-    parts, bands = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
-    return TrainingLoss(total=total, parts=parts, bands=bands, correspondence=correspondence_sums)
+    parts, bins = sum_errors(error.detach(), conditions.latent_mask, timestep, noise_scheduler)
+    return TrainingLoss(total=total, parts=parts, bins=bins, correspondence=correspondence_sums)
 
 
 def add_correspondence(
@@ -405,8 +411,8 @@ def add_correspondence(
 def sum_errors(
     error: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor, noise_scheduler: SchedulerMixin
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum the squared error (B, 1, h, w): (4,) inside and outside the mask, (2, NUM_BANDS) by timestep; see above."""
+    """Sum the squared error (B, 1, h, w) as `TrainingLoss` has it: (4,) by the mask, (2, NUM_BINS) by timestep."""
     parts = torch.stack([(error * mask).sum(), mask.sum(), (error * (1 - mask)).sum(), (1 - mask).sum()])
-    band = timestep * NUM_BANDS // noise_scheduler.config.num_train_timesteps
-    in_band = (band[:, None] == torch.arange(NUM_BANDS, device=band.device)).to(error.dtype)  # (B, NUM_BANDS)
-    return parts, torch.stack([error.mean(dim=(1, 2, 3)) @ in_band, in_band.sum(0)])
+    bin_of = timestep * NUM_BINS // noise_scheduler.config.num_train_timesteps
+    in_bin = (bin_of[:, None] == torch.arange(NUM_BINS, device=bin_of.device)).to(error.dtype)  # (B, NUM_BINS)
+    return parts, torch.stack([error.mean(dim=(1, 2, 3)) @ in_bin, in_bin.sum(0)])

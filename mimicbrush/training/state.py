@@ -34,8 +34,8 @@ class TrainingState:
     Attributes:
         parameters: name -> trained parameter, as the optimizer holds it.
         optimizer: over these.
-        schedule: of its learning rate.
-        average: of the parameters (EMA); None if none is kept.
+        lr_scheduler: of its learning rate.
+        ema: average of the parameters; None if none is kept.
         step: steps done, skipped ones included: the position in the data.
         skipped: steps that changed nothing.
         tracker: what a tracker needs to go on with the same run.
@@ -43,8 +43,8 @@ class TrainingState:
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
-    schedule: LRScheduler
-    average: EMAModel | None
+    lr_scheduler: LRScheduler
+    ema: EMAModel | None
     step: int = 0
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
     tracker: dict[str, str] = field(default_factory=dict)
@@ -54,15 +54,15 @@ class TrainingState:
 
         Sharded tensors are gathered, so all processes must take all of them.
         """
-        averaged = self.averaged_weights()
+        averaged = self.ema_weights()
         for name, parameter in model.named_parameters():
             yield name, gather_full_tensor(averaged.get(name, parameter.detach()))
 
-    def averaged_weights(self) -> dict[str, torch.Tensor]:
+    def ema_weights(self) -> dict[str, torch.Tensor]:
         """List the averaged weights of what is trained, perhaps sharded: name -> tensor; none if none are kept."""
-        if self.average is None:
+        if self.ema is None:
             return {}
-        return dict(zip(self.parameters, self.average.shadow_params, strict=True))
+        return dict(zip(self.parameters, self.ema.shadow_params, strict=True))
 
     def snapshot(self, accelerator: Accelerator) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Copy everything, as tensors on the CPU and as JSON; training can continue at once.
@@ -78,9 +78,9 @@ class TrainingState:
             keeps = _keep(groups[WEIGHTS], name, parameter.detach(), keeps)
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 keeps = _keep(groups[OPTIMIZER], f"{kind}.{name}", value, keeps)
-        if self.average is not None:
+        if self.ema is not None:
             groups[AVERAGE] = {}
-            for name, shadow in self.averaged_weights().items():
+            for name, shadow in self.ema_weights().items():
                 keeps = _keep(groups[AVERAGE], name, shadow, keeps)
         gathered = gather_object([(_copy_random_state(accelerator.device), keeps)])
         if not gathered[0][1]:
@@ -90,8 +90,8 @@ class TrainingState:
         }
         scaler = accelerator.scaler
         return groups, {
-            "schedule": _json_of_schedule(self.schedule),
-            "average_updates": 0 if self.average is None else self.average.optimization_step,
+            "schedule": _json_of_schedule(self.lr_scheduler),
+            "average_updates": 0 if self.ema is None else self.ema.optimization_step,
             "scaler": {} if scaler is None else scaler.state_dict(),
             "skipped": {"in_a_row": self.skipped.in_a_row, "total": self.skipped.total},
             "tracker": self.tracker,
@@ -112,14 +112,14 @@ class TrainingState:
         with torch.no_grad():
             for name, value in _read(checkpoint, WEIGHTS, self.parameters):
                 self.parameters[name].copy_(_place_like(value, self.parameters[name]))
-            if self.average is not None:
-                shadows = self.averaged_weights()
+            if self.ema is not None:
+                shadows = self.ema_weights()
                 for name, value in _read(checkpoint, AVERAGE, shadows):
                     shadows[name].copy_(_place_like(value, shadows[name]))
-                self.average.optimization_step = state["average_updates"]
+                self.ema.optimization_step = state["average_updates"]
             self._restore_optimizer(checkpoint)
-        self.schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        self.lr_scheduler.load_state_dict(state["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
@@ -180,9 +180,9 @@ class PendingStep:
         self._scalars = None
         self.state.skipped.count(bool(was_skipped), self.state.step, self.checkpoint_folder)
         if not was_skipped:
-            self.state.schedule.step()
-            if self.state.average is not None:
-                self.state.average.step(self.state.parameters.values())
+            self.state.lr_scheduler.step()
+            if self.state.ema is not None:
+                self.state.ema.step(self.state.parameters.values())
 
 
 def read_saved_weights(checkpoint: Path, model: nn.Module, *, average: bool) -> Iterator[tuple[str, torch.Tensor]]:

@@ -54,7 +54,7 @@ class TrainingResult:
     """Result of a run, or of a part of it.
 
     Attributes:
-        step: steps that the run has now.
+        step: optimizer steps done so far.
         figures: the last logged ones, of losses and of an evaluation.
         seconds: spent in this call.
         signal: the signal that ended it, or 0.
@@ -75,10 +75,10 @@ class Trainer:
         method: the model, its loss and its export.
         loader: the data.
         options: of the run.
-        accelerator: made with the passes of ``options.split_batch`` as its gradient accumulation.
+        accelerator: created with the gradient accumulation steps of ``options.split_batch``.
         metrics: what is logged.
         bad_samples: what to do about pairs that cannot be read.
-        hooks: the evaluation.
+        hooks: when and how to evaluate.
         run_dir: gets ``checkpoints/``, ``metrics.jsonl``, ``pipeline/``, ``best/`` where there is an evaluation, and
             ``bad_samples.txt`` where there are any.
         identity: what a checkpoint must agree on to be resumed (seed, batch size, ...).
@@ -109,7 +109,7 @@ class Trainer:
             weight_decay=options.adam_weight_decay,
             fused=True,  # one kernel for all tensors, which can leave out a step on the device itself
         )
-        schedule = get_scheduler(
+        lr_scheduler = get_scheduler(
             options.lr_scheduler,
             self.adam,
             num_warmup_steps=options.lr_warmup_steps,
@@ -118,16 +118,16 @@ class Trainer:
         #: The wrapped model and optimizer; `method.model` is the model itself.
         self.model, self.optimizer = accelerator.prepare(method.model, self.adam)
         parameters = method.trained_parameters()  # sharding has replaced them
-        average = None
+        ema = None
         if options.ema_decay > 0:
-            average = EMAModel(parameters.values(), decay=options.ema_decay, foreach=True)
-        self.state = TrainingState(parameters, self.adam, schedule, average)
+            ema = EMAModel(parameters.values(), decay=options.ema_decay, foreach=True)
+        self.state = TrainingState(parameters, self.adam, lr_scheduler, ema)
         self.saver = CheckpointSaver(run_dir / "checkpoints", options.keep_checkpoints, tqdm.write)
         self.pending = PendingStep(self.state, self.saver.folder)
-        #: Whether the state is that after a whole step, and not in the middle of its change.
-        self.is_state_whole = True
+        #: False while a step is being applied: the state must not be saved then.
+        self.is_state_consistent = True
         self.norms: dict[str, torch.Tensor] = {}  # of the latest gradients
-        self.step_log: StepLog | None = None  # on the main process, made once the step is clear
+        self.step_log: StepLog | None = None  # on the main process, created in `_resume`: the first step is known there
 
         #: Messages about pairs that could not be read since the last log, of this process.
         self.faults: list[str] = []
@@ -177,12 +177,12 @@ class Trainer:
                     self._begin_step()
                     progress.update()
 
-                    # Log, save, evaluate: all of it reads the state, so the step must be finished. So may the next
-                    # loss. On a CPU nothing runs beside the loop, and waiting gains nothing.
+                    # Log, save, evaluate: all of it reads the state, so the step must be finished. The next loss may
+                    # read the averaged weights. On a CPU nothing runs beside the loop, and deferring gains nothing.
                     is_log_due = state.step % options.log_every == 0 or state.step == options.max_steps
                     is_evaluation_due = self.hooks.is_due(state.step, options.max_steps)
                     is_checkpoint_due = is_evaluation_due or state.step % options.checkpoint_every == 0
-                    if is_log_due or is_checkpoint_due or self.method.reads_average or device.type != "cuda":
+                    if is_log_due or is_checkpoint_due or self.method.reads_ema or device.type != "cuda":
                         self._finish_step()
                     if is_log_due:
                         self._log(progress)
@@ -231,7 +231,7 @@ class Trainer:
             with accelerator.accumulate(model):
                 inputs = self.method.encode(batch, accelerator.device)
                 with accelerator.autocast():
-                    loss = self.method.loss(model, inputs, self.state.step, self.state.averaged_weights())
+                    loss = self.method.loss(model, inputs, self.state.step, self.state.ema_weights())
                 accelerator.backward(loss.total)
                 self.metrics.add(loss)
         return True
@@ -243,23 +243,24 @@ class Trainer:
         return None if self.failure is not None or self.stop.is_agreed else batch
 
     def _begin_step(self) -> None:
-        self.is_state_whole = False
+        self.is_state_consistent = False
         self.pending.begin(self._step(self.norms["gradient_norm"]))
         self.state.step += 1
-        self.is_state_whole = True
+        self.is_state_consistent = True
 
     def _finish_step(self) -> None:
-        self.is_state_whole = False
+        self.is_state_consistent = False
         self.pending.finish()
-        self.is_state_whole = True
+        self.is_state_consistent = True
 
     def _keep_failure(self, error: Exception) -> None:
-        """Keep an error until the state is saved, or raise it: where the state is half changed, or others take part.
+        """Keep an error until the state is saved.
 
-        One of several processes cannot save alone, and the others are in the middle of a step with it.
+        Raise it at once if the state is half changed, or with several processes: one cannot save alone, while the
+        others are in the middle of a step.
         """
         failure = explain_error(error, self.accelerator.device)
-        if self.accelerator.num_processes > 1 or not self.is_state_whole:
+        if self.accelerator.num_processes > 1 or not self.is_state_consistent:
             self.saver.wait()  # the previous checkpoint may still be being written
             if failure is error:
                 raise error
@@ -295,7 +296,7 @@ class Trainer:
         faults = gather_object(self.faults)
         figures |= {name: float(gather_full_tensor(norm)) for name, norm in self.norms.items()}
         figures |= {
-            "learning_rate": float(self.state.schedule.get_last_lr()[0]),
+            "learning_rate": float(self.state.lr_scheduler.get_last_lr()[0]),
             "bad_samples": len(faults),
             "skipped_steps": self.state.skipped.total,
             "failed_checkpoints": self.saver.num_failed,
@@ -318,7 +319,7 @@ class Trainer:
         """Copy the state and begin to write it, in the background if wanted.
 
         Args:
-            must_succeed: the run ends here: wait until it is written, and let a disk that refuses be an error.
+            must_succeed: the run ends here: wait until it is written, and raise if writing fails.
 
         Raises:
             UnsavedError: it could not be written; on all processes.

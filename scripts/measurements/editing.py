@@ -274,11 +274,11 @@ def full_size_edit(steps: int = 50, few_steps: int | None = None) -> dict[str, t
         decode_latents(pipe.vae, latents)
 
     def read() -> None:
-        (found["features"],) = pipe.read_references(found["prepared"], timestep[None], 1)
+        (found["features"],) = pipe.compute_reference_kv(found["prepared"], timestep[None], 1)
 
     def step() -> None:
-        states = ReferenceStates(projected={**found["cached_kv"], **found["features"]})
-        pipe.denoise(latents, found["cond_latents"], timestep, found["context"], states, guidance)
+        states = ReferenceStates(keys_values={**found["cached_kv"], **found["features"]})
+        pipe.predict_noise(latents, found["cond_latents"], timestep, found["context"], states, guidance)
 
     released = ReleasedAlgorithm(pipe)
 

@@ -41,13 +41,13 @@ def test_cached_keys_and_values_are_those_that_would_be_projected() -> None:
     layer = Attention(24, cross_attention_dim=10, heads=3, dim_head=8, processor=PlainAttentionProcessor("layer"))
     hidden, context = torch.randn(2, 40, 24), torch.randn(2, 5, 10)
     key, value = (projection(context).unflatten(-1, (3, 8)) for projection in (layer.to_k, layer.to_v))
-    cached = ReferenceStates(projected={"layer": (key, value)})
+    cached = ReferenceStates(keys_values={"layer": (key, value)})
     expected = layer(hidden, encoder_hidden_states=context)
     torch.testing.assert_close(
         layer(hidden, encoder_hidden_states=context, reference_states=cached), expected, atol=1e-6, rtol=1e-5
     )
     # Those of another layer are no concern of this one.
-    other = ReferenceStates(projected={"other": (value, key)})
+    other = ReferenceStates(keys_values={"other": (value, key)})
     assert torch.equal(layer(hidden, encoder_hidden_states=context, reference_states=other), expected)
 
 

@@ -118,17 +118,17 @@ def test_attention_is_handed_out_as_it_is_computed(parts: KleinComponents, monke
     tap = AttentionTap(sequence.layout)
     assert torch.equal(predict(parts, sequence, joint_attention_kwargs={"tap": tap}), stock)
     paths = klein_attention_paths(parts.transformer)
-    assert list(tap.attended) == paths
+    assert list(tap.queries_and_keys) == paths
     assert all(isinstance(parts.transformer.get_submodule(path).processor.path, str) for path in paths)
     for (query, key), path in zip(computed, paths, strict=True):
-        assert torch.equal(tap.attended[path][0], query[:, sequence.layout.target]), path
-        assert torch.equal(tap.attended[path][1], key[:, sequence.layout.references]), path
+        assert torch.equal(tap.queries_and_keys[path][0], query[:, sequence.layout.target]), path
+        assert torch.equal(tap.queries_and_keys[path][1], key[:, sequence.layout.references]), path
 
     computed.clear()
     chosen = AttentionTap(sequence.layout, paths[1:2], keys=slice(None))
     predict(parts, sequence, joint_attention_kwargs={"tap": chosen})
-    assert list(chosen.attended) == paths[1:2]
-    assert torch.equal(chosen.attended[paths[1]][1], computed[1][1])
+    assert list(chosen.queries_and_keys) == paths[1:2]
+    assert torch.equal(chosen.queries_and_keys[paths[1]][1], computed[1][1])
 
 
 def test_what_is_handed_out_can_be_learnt_from(smallest_klein: ToyFlux2KleinModel) -> None:
@@ -142,7 +142,7 @@ def test_what_is_handed_out_can_be_learnt_from(smallest_klein: ToyFlux2KleinMode
         sequence = sequence_of(parts)
         tap = AttentionTap(sequence.layout)
         sample = predict(parts, sequence, joint_attention_kwargs={"tap": tap})
-        query, key = next(reversed(tap.attended.values()))
+        query, key = next(reversed(tap.queries_and_keys.values()))
         (sample.square().mean() + torch.einsum("bnhd,bmhd->bhnm", query, key).square().mean()).backward()
         grads.append({name: each.grad for name, each in parts.transformer.named_parameters()})
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0] if grads[0][name] is not None)

@@ -1,4 +1,4 @@
-"""Where and how networks run (offloading, compilation, back ends, memory formats) changes no number."""
+"""Where and how networks run (offloading, compilation, backends, memory formats) changes no number."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_group_offloading_gives_equal_numbers(
 
 @pytest.fixture
 def active_backend() -> Iterator[None]:
-    """Put diffusers' global choice of a back end back."""
+    """Put diffusers' global choice of a backend back."""
     before = _AttentionBackendRegistry.get_active_backend()[0]
     yield
     _AttentionBackendRegistry.set_active_backend(before)

@@ -79,8 +79,8 @@ def test_folders_are_small_and_have_a_map() -> None:
         if folder == PACKAGE:
             continue
         text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
-        rooms = [path.parent.name for path in folder.glob("*/__init__.py")]
-        absent = [name for name in [*files, *rooms] if name != "__init__" and not re.search(rf"\b{name}\b", text)]
+        packages = [path.parent.name for path in folder.glob("*/__init__.py")]
+        absent = [name for name in [*files, *packages] if name != "__init__" and not re.search(rf"\b{name}\b", text)]
         problems += [f"the map of {folder.relative_to(PACKAGE)} lacks {name}" for name in absent]
     assert problems == []
 

@@ -26,7 +26,7 @@ from mimicbrush.models.components import Components, toy_components
 from mimicbrush.models.options import ToyModel
 from mimicbrush.models.reference_attention import join_references
 from mimicbrush.models.schedule import few_step_scheduler, noise_scheduler
-from mimicbrush.models.unets import find_reader, make_reference_input
+from mimicbrush.models.unets import find_reference_network, make_reference_input
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.checksums import CHECKSUMS_FILE
 from mimicbrush.pipelines.open_pipeline import load_pipeline, seeded_generator
@@ -179,7 +179,9 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
 
         def predict(unet: Any, noisy: Any, at: torch.Tensor, guidance: float | None) -> torch.Tensor:
             states = ReferenceStates()
-            reader = find_reader(unet, parts.reference_unet)  # a shared one reads with the weights that it paints with
+            reader = find_reference_network(
+                unet, parts.reference_unet
+            )  # a shared one reads with the weights that it paints with
             if reader is not None and is_kept:  # noqa: B023
                 at_reference = torch.zeros(1) if model_options.reference_timestep == "zero" else at[None]
                 reader(
@@ -190,7 +192,7 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
             pipeline.unet, times = unet, 1 if guidance is None else 2
             no_reference = [] if guidance is None else [pipeline.no_reference_context().repeat(1, references, 1)]
             both = torch.cat([*no_reference, context.flatten(0, 1)[None]])  # noqa: B023
-            return pipeline.denoise(noisy, cond_latents[one].repeat(times, 1, 1, 1), at, both, states, guidance)  # noqa: B023
+            return pipeline.predict_noise(noisy, cond_latents[one].repeat(times, 1, 1, 1), at, both, states, guidance)  # noqa: B023
 
         with torch.no_grad():
             noisy = few.add_noise(conditions.source_latents[one], sampled.noise[one], timestep[None])
@@ -227,7 +229,7 @@ def test_the_student_alone_learns_and_the_teacher_stays(unet: str) -> None:
 
     def ask_teacher() -> torch.Tensor:
         with torch.no_grad():
-            states = method._read_references(batch.conditions, timestep, batch.noise_sample.keep_reference)
+            states = method._run_reference_network_at(batch.conditions, timestep, batch.noise_sample.keep_reference)
             return method._predict_with_guidance(noisy, timestep, batch, states)
 
     before = ask_teacher()
@@ -256,7 +258,7 @@ def test_one_step_comes_closer_to_many() -> None:
     def latents_of_teacher(noisy: torch.Tensor) -> torch.Tensor:
         for start in (999, 749, 499, 249):
             timestep = torch.full((8,), start)
-            states = method._read_references(conditions, timestep, sampled.keep_reference)
+            states = method._run_reference_network_at(conditions, timestep, sampled.keep_reference)
             output = method._predict_with_guidance(noisy, timestep, batch, states)
             at_start, at_end = (Level.at(each, levels, False) for each in (timestep, (timestep - 250).clamp(min=0)))
             noisy = at_end.mix(at_start.image(noisy, output), at_start.noise(noisy, output))
@@ -404,6 +406,8 @@ def test_a_pipeline_of_few_steps_edits_in_its_default_and_each_seed_by_itself(
         ({"correspondence_weight": 0.3}, r"needs train\.correspondence_weight=0"),
         ({"min_snr_gamma": 5.0}, r"needs train\.min_snr_gamma=null"),
         ({"compile": True}, r"needs train\.compile=false"),
+        ({"timestep_sampling": "logit_normal"}, r"needs train\.timestep_sampling=uniform"),
+        ({"latent_channel_weights": [2.0, 1.0, 1.0, 1.0]}, r"needs train\.latent_channel_weights=\[1,1,1,1\]"),
         ({"default_guidance_scale": 5.0}, r"needs train\.default_guidance_scale=1"),
         ({"distill_ddim_steps": 3}, r"needs train\.default_num_inference_steps=3 or less"),
         ({"distill_guidance": (3.0, 2.0)}, r"distill_guidance=.*in ascending order"),

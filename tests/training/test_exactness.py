@@ -35,19 +35,24 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     honest = method.denoising_loss
 
     def recording(
-        model: Any, scheduler: Any, conditions: Any, noise_sample: Any, gamma: Any, matches: Any, weight: Any
+        model: Any, scheduler: Any, conditions: Any, noise_sample: Any, gamma: Any, matches: Any, *rest: Any
     ) -> Any:
         sampled = (noise_sample.timestep, noise_sample.noise, noise_sample.posteriors)
         drops = (noise_sample.keep_reference, noise_sample.keep_depth)
         fed.append((*sampled, *drops, *vars(conditions).values(), *(vars(matches).values() if matches else ())))
-        return honest(model, scheduler, conditions, noise_sample, gamma, matches, weight)
+        return honest(model, scheduler, conditions, noise_sample, gamma, matches, *rest)
 
     monkeypatch.setattr(method, "denoising_loss", recording)
     return fed
 
 
 #: Ours beside the paper's: what teaches the reference attention where to look.
-LOOKING = ("train.correspondence_weight=0.3", "train.unrelated_reference_ratio=0.3")
+LOOKING = (
+    "train.correspondence_weight=0.3",
+    "train.unrelated_reference_ratio=0.3",
+    "train.timestep_sampling=logit_normal",
+    "train.latent_channel_weights=[2,1,1,0.5]",
+)
 
 
 @pytest.mark.parametrize("more", [(), (*LOOKING, "train.noise_on=device")], ids=["paper", "looking"])

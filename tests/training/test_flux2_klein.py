@@ -116,7 +116,7 @@ def test_the_loss_is_what_diffusers_pieces_give() -> None:
         weight = 4 * hole + (1 - hole)
         totals.append((error * weight).sum() / weight.sum())
     torch.testing.assert_close(loss.total, torch.stack(totals).mean(), rtol=1e-5, atol=1e-6)
-    assert loss.parts[1] + loss.parts[3] == 2 * 64 and loss.bands[1].sum() == 2
+    assert loss.parts[1] + loss.parts[3] == 2 * 64 and loss.bins[1].sum() == 2
 
     plain = method_of("train.hole_weight=1", "train.reference_drop_ratio=0", "train.correspondence_weight=0")
     unweighted = plain.loss(plain.model, inputs, 0, {})
@@ -177,7 +177,7 @@ def test_the_correspondence_loss_reads_the_chosen_layers_and_the_first_reference
         torch.cat([each[:1] for each in ids], dim=1), make_text_ids(layout.num_text),
         joint_attention_kwargs={"tap": tap},
     )  # fmt: skip
-    query, key = tap.attended["single_transformer_blocks.0.attn"]
+    query, key = tap.queries_and_keys["single_transformer_blocks.0.attn"]
     assert batch.matches is not None
     expected = correspondence_loss({"": (query, key[:, :64])}, batch.matches, torch.tensor([True, True]), 64, 0.5)
     torch.testing.assert_close(loss.correspondence[0], expected.per_sample.sum(), rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from mimicbrush.training.export import ExportWeights
 from mimicbrush.training.guards import BadSamples
 from mimicbrush.training.method import TrainingMethod
 from mimicbrush.training.metrics import TrainingHooks, TrainingMetrics
-from mimicbrush.training.objective import NUM_BANDS, TrainingLoss
+from mimicbrush.training.objective import NUM_BINS, TrainingLoss
 from mimicbrush.training.options import TrainOptions
 from mimicbrush.training.trainer import Trainer
 from mimicbrush.types import TrainBatch
@@ -49,7 +49,7 @@ class ColourModel(nn.Module):
 class ColourMethod:
     """Predicts the mean colour of a reference from that of its source, by a linear map."""
 
-    reads_average = False
+    reads_ema = False
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ class ColourMethod:
     def loss(self, model: nn.Module, inputs: Colours, step: int, average: Mapping[str, torch.Tensor]) -> TrainingLoss:
         error = (model(inputs.source) - inputs.reference).square().mean(dim=1)
         parts = torch.stack([error.detach().sum(), torch.tensor(float(len(error))), torch.zeros(()), torch.zeros(())])
-        return TrainingLoss(error.mean(), parts, torch.zeros(2, NUM_BANDS), torch.zeros(4))
+        return TrainingLoss(error.mean(), parts, torch.zeros(2, NUM_BINS), torch.zeros(4))
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

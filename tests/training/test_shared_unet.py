@@ -258,7 +258,7 @@ def test_its_pipeline_predicts_what_the_trainer_does(run_dir: Path, tmp_path: Pa
     folder = run_dir / "pipeline"
     assert not (folder / "reference_unet").exists()
     pipe = quiet(folder)
-    assert type(pipe.unet) is SharedUNet and pipe.reader is pipe.unet
+    assert type(pipe.unet) is SharedUNet and pipe.reference_network is pipe.unet
     assert pipe.options().reference_encoder == "shared" and vars(pipe.options()) == read_conventions(folder).options
     assert "| `reference_encoder` | `shared` |" in (folder / "README.md").read_text()
     model = MimicBrushModel(pipe.unet, None, pipe.image_projector, pipe.depth_projector, size_px=pipe.size_px)
@@ -268,8 +268,8 @@ def test_its_pipeline_predicts_what_the_trainer_does(run_dir: Path, tmp_path: Pa
     with torch.no_grad():
         expected = model(noisy, timestep, conditions, torch.ones(ROWS, dtype=torch.bool)).sample[one]
         reference_kv = pipe._read_timesteps(conditions.reference_latents[one], context[one], {}, timestep[one])
-        states = ReferenceStates(projected=reference_kv)
-        found = pipe.denoise(noisy[one], painted[one, 4:], timestep[one], context[one], states, None)
+        states = ReferenceStates(keys_values=reference_kv)
+        found = pipe.predict_noise(noisy[one], painted[one, 4:], timestep[one], context[one], states, None)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     again = tmp_path / "again"

@@ -139,7 +139,7 @@ def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: s
     model, scheduler = toy_model(smallest), noise_scheduler(prediction_type)
     conditions, noise_sample = batch(smallest)
     plain = denoising_loss(model, scheduler, conditions, noise_sample)
-    weighed = denoising_loss(model, scheduler, conditions, noise_sample, min_snr_gamma=5.0)
+    weighted = denoising_loss(model, scheduler, conditions, noise_sample, min_snr_gamma=5.0)
     with torch.no_grad():
         noisy = scheduler.add_noise(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
         target = noise_sample.noise
@@ -154,13 +154,40 @@ def test_min_snr_weighs_as_its_paper_says(smallest: ToyModel, prediction_type: s
     snr = alpha / (1 - alpha)
     divisor = snr if prediction_type == "epsilon" else snr + 1
     expected = (error * torch.minimum(snr, torch.tensor(5.0)) / divisor).mean()
-    assert torch.allclose(weighed.total, expected, rtol=1e-5) and torch.equal(weighed.parts, plain.parts)
+    assert torch.allclose(weighted.total, expected, rtol=1e-5) and torch.equal(weighted.parts, plain.parts)
 
 
-def test_parts_and_bands_add_up_to_the_loss(smallest: ToyModel) -> None:
+@pytest.mark.parametrize(("mean", "logged"), [(-10, "loss_t750_999"), (10, "loss_t000_249")])
+def test_timesteps_follow_the_chosen_distribution(mined: Path, tmp_path: Path, mean: int, logged: str) -> None:
+    sampling = ["train.timestep_sampling=logit_normal", f"train.timestep_logit_mean={mean}"]
+    train(mined, tmp_path, "train.max_steps=2", "train.log_every=2", *sampling)
+    (values,) = metrics(tmp_path)
+    assert [name for name, value in values.items() if name.startswith("loss_t") and value is not None] == [logged]
+
+
+def test_latent_channels_have_the_weights_that_were_chosen(smallest: ToyModel) -> None:
+    model, scheduler = toy_model(smallest), noise_scheduler("v_prediction")
+    conditions, noise_sample = batch(smallest)
+    plain = denoising_loss(model, scheduler, conditions, noise_sample)
+    weighted = denoising_loss(model, scheduler, conditions, noise_sample, channel_weights=(4.0, 2.0, 1.0, 1.0))
+    with torch.no_grad():
+        noisy = scheduler.add_noise(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
+        target = scheduler.get_velocity(conditions.source_latents, noise_sample.noise, noise_sample.timestep)
+        sample = model(noisy, noise_sample.timestep, conditions, noise_sample.keep_reference).sample
+        of_channels = (sample - target).square().mean(dim=(0, 2, 3))  # (4,)
+    assert torch.allclose(weighted.total, of_channels @ torch.tensor([0.5, 0.25, 0.125, 0.125]), rtol=1e-5)
+    # What is logged stays comparable, and a common factor changes nothing.
+    assert torch.equal(weighted.parts, plain.parts) and torch.equal(weighted.bins, plain.bins)
+    doubled = denoising_loss(model, scheduler, conditions, noise_sample, channel_weights=(8.0, 4.0, 2.0, 2.0))
+    assert torch.equal(doubled.total, weighted.total)
+    same = denoising_loss(model, scheduler, conditions, noise_sample, channel_weights=(3.0, 3.0, 3.0, 3.0))
+    assert torch.equal(same.total, plain.total)
+
+
+def test_parts_and_bins_add_up_to_the_loss(smallest: ToyModel) -> None:
     loss = denoising_loss(toy_model(smallest), noise_scheduler(), *batch(smallest))
-    inside, cells_inside, outside, cells_outside = loss.parts
-    assert torch.allclose((inside + outside) / (cells_inside + cells_outside), loss.total, rtol=1e-5)
-    assert torch.allclose(loss.bands[0].sum() / loss.bands[1].sum(), loss.total, rtol=1e-5)
+    inside, number_inside, outside, number_outside = loss.parts
+    assert torch.allclose((inside + outside) / (number_inside + number_outside), loss.total, rtol=1e-5)
+    assert torch.allclose(loss.bins[0].sum() / loss.bins[1].sum(), loss.total, rtol=1e-5)
     noise_sample = batch(smallest)[1]
-    assert loss.bands[1].tolist() == [int((noise_sample.timestep // 250 == band).sum()) for band in range(4)]
+    assert loss.bins[1].tolist() == [int((noise_sample.timestep // 250 == number).sum()) for number in range(4)]

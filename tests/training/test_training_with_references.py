@@ -143,9 +143,11 @@ def test_the_correspondence_loss_is_that_of_the_first_reference() -> None:
 
 
 def test_states_pass_on_what_is_asked_of_the_reading(smallest: ToyModel) -> None:
-    states = ReferenceStates({"a": torch.rand(4, 5, 6)}, keep=torch.tensor([True, False]), blend=0.3, attended={})
+    states = ReferenceStates(
+        {"a": torch.rand(4, 5, 6)}, keep=torch.tensor([True, False]), blend=0.3, queries_and_keys={}
+    )
     joined = join_references(states, 2)
-    assert joined.keep is states.keep and joined.blend == 0.3 and joined.attended is states.attended
+    assert joined.keep is states.keep and joined.blend == 0.3 and joined.queries_and_keys is states.queries_and_keys
     assert joined.features["a"].shape == (2, 10, 6) and states.features["a"].shape == (4, 5, 6)
 
 

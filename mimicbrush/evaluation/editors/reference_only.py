@@ -38,7 +38,7 @@ from mimicbrush.ops.counter_rng import mix
 from mimicbrush.ops.crops import Placement
 from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.open_pipeline import default_dtype, move_to_device, seeded_generator
-from mimicbrush.pipelines.prepared import PreparedReference, Projected
+from mimicbrush.pipelines.prepared import KeysValuesByPath, PreparedReference
 from mimicbrush.types import ReferenceStates
 
 #: As for the method itself (paper Sec. 4.1).
@@ -79,12 +79,12 @@ class ReferenceOnlyPipeline(MimicBrushPipeline):
         context = self.empty_context.expand(len(latents), -1, -1)  # (R, N, D)
         return NoisedReference(latents, context, placements, self._settings())
 
-    def read_references(
+    def compute_reference_kv(
         self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
-    ) -> Iterator[Projected]:
+    ) -> Iterator[KeysValuesByPath]:
         """Yield keys and values of the references at each timestep, see the base class; one timestep in a pass."""
         if not isinstance(prepared, NoisedReference):
-            yield from super().read_references(None, timesteps, batch_size)
+            yield from super().compute_reference_kv(None, timesteps, batch_size)
             return
         clean = prepared.latents
         generator = seeded_generator(prepared.noise_seed)  # on the CPU: the same on every device

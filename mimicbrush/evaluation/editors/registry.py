@@ -266,9 +266,9 @@ def _check_pipeline(named: _Named) -> None:
     folder = named.folder or Path()
     index = read_index(folder)
     if named.reference_view == "auto_zoom":
-        from mimicbrush.pipelines.folder import class_names, find_reader_name
+        from mimicbrush.pipelines.folder import class_names, find_reference_network_name
 
-        if find_reader_name(class_names(index)) is None:
+        if find_reference_network_name(class_names(index)) is None:
             raise InputError(
                 f"auto_zoom:{folder}: auto-zoom needs a pipeline with a reference U-Net, but this one has none"
             )

@@ -16,7 +16,7 @@ _JPEG_QUALITY = 80
 AUDIT_SCHEMA = pa.schema(
     [
         ("source_path", pa.string()),
-        ("reason", pa.string()),  # a key of reasons.REJECTED
+        ("reason", pa.string()),  # a key of refusals.REJECTED
         ("a_frame", pa.int64()),
         ("b_frame", pa.int64()),  # -1 where one frame was refused by itself
         ("ssim", pa.float32()),  # NaN where it was not computed

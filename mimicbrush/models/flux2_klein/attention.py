@@ -41,7 +41,7 @@ class AttentionTap:
         self.layout, self.paths = layout, paths
         self.keys = layout.references if keys is None else keys
         #: path -> queries (B, N, heads, d) and keys (B, M, heads, d), with their rotation; the default of `add`.
-        self.attended: dict[str, KeysValues] = {}
+        self.queries_and_keys: dict[str, KeysValues] = {}
 
     def add(self, path: str, query: torch.Tensor, key: torch.Tensor) -> None:
         """Take one layer; a recorder that sums up instead of keeping overrides this.
@@ -53,7 +53,7 @@ class AttentionTap:
             query: (B, N, heads, d), of the target tokens; score of a pair of tokens is q k / sqrt(d).
             key: (B, M, heads, d), of the tokens `keys`.
         """
-        self.attended.setdefault(path, (query, key))
+        self.queries_and_keys.setdefault(path, (query, key))
 
     def wants(self, path: str) -> bool:
         """Tell whether a layer is asked for."""

@@ -58,7 +58,7 @@ class ConsistencyDistillation(MimicBrushMethod):
         encoders, noise_scheduler, exporter, options, stored: see `MimicBrushMethod`.
     """
 
-    reads_average = True
+    reads_ema = True
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class ConsistencyDistillation(MimicBrushMethod):
         self.teacher_weights = {name: each.detach().to(device, dtype, copy=True) for name, each in trained.items()}
 
     def loss(
-        self, model: nn.Module, inputs: EncodedBatch, step: int, average: Mapping[str, torch.Tensor]
+        self, model: nn.Module, inputs: EncodedBatch, step: int, ema_weights: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
         """Compute the distance between the image of the student and that of the target, one step of the teacher later.
 
@@ -84,7 +84,7 @@ class ConsistencyDistillation(MimicBrushMethod):
             model: the student, wrapped.
             inputs: see `MimicBrushMethod.encode`.
             step: not used.
-            average: the weights of the target; where there are none, the student's own are, without gradients.
+            ema_weights: the weights of the target; where there are none, the student's own are, without gradients.
         """
         conditions, sampled = inputs.conditions, inputs.noise_sample
         start, end = self._choose_timesteps(sampled.timestep)  # t and s
@@ -93,13 +93,13 @@ class ConsistencyDistillation(MimicBrushMethod):
         at_start, at_end = (Level.at(timestep, levels, self._predicts_noise) for timestep in (start, end))
 
         with torch.no_grad():
-            states = self._read_references(conditions, start, sampled.keep_reference)
+            states = self._run_reference_network_at(conditions, start, sampled.keep_reference)
             guided = self._predict_with_guidance(noisy, start, inputs, states)
             next_noisy = at_end.mix(at_start.image(noisy, guided), at_start.noise(noisy, guided))  # x_s
-            target_weights = average or {name: each.detach() for name, each in self.trained_parameters().items()}
+            target_weights = ema_weights or {name: each.detach() for name, each in self.trained_parameters().items()}
             next_states = states
             if self.model.reference_timestep == "current":
-                next_states = self._read_references(conditions, end, sampled.keep_reference)
+                next_states = self._run_reference_network_at(conditions, end, sampled.keep_reference)
             next_inputs = (next_noisy, end, conditions, sampled.keep_reference, None, next_states)
             target_output = functional_call(self.model, dict(target_weights), next_inputs).sample.float()
             target = at_end.consistent_image(next_noisy, target_output)
@@ -110,8 +110,8 @@ class ConsistencyDistillation(MimicBrushMethod):
         total = ((error.square() + c**2).sqrt() - c).mean()
 
         squared = error.detach().square().mean(dim=1, keepdim=True)
-        parts, bands = sum_errors(squared, conditions.latent_mask, start, self.noise_scheduler)
-        return TrainingLoss(total, parts, bands, correspondence=torch.zeros(4, device=total.device))
+        parts, bins = sum_errors(squared, conditions.latent_mask, start, self.noise_scheduler)
+        return TrainingLoss(total, parts, bins, correspondence=torch.zeros(4, device=total.device))
 
     @property
     def _predicts_noise(self) -> bool:
@@ -124,7 +124,7 @@ class ConsistencyDistillation(MimicBrushMethod):
         start = (timestep * steps // num_timesteps + 1) * length - 1  # as `LCMScheduler` chooses them
         return start, (start - length).clamp(min=0)
 
-    def _read_references(
+    def _run_reference_network_at(
         self, conditions: Conditions, timestep: torch.Tensor, keep: torch.Tensor
     ) -> ReferenceStates | None:
         if self.model.reference_unet is None:
@@ -132,7 +132,7 @@ class ConsistencyDistillation(MimicBrushMethod):
         states, rows = ReferenceStates(keep=keep), len(timestep)
         context = self.model.image_projector(conditions.image_tokens)  # (B R, N, D)
         times = timestep.repeat_interleave(len(context) // rows)  # (B R,)
-        self.model.read_references(conditions.reference_latents, times, context, states)
+        self.model.run_reference_network(conditions.reference_latents, times, context, states)
         return join_references(states, rows)
 
     def _predict_with_guidance(

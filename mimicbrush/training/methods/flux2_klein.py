@@ -130,7 +130,7 @@ class KleinModel(nn.Module):
             return Prediction(sample)
         keep = torch.ones_like(sigma, dtype=torch.bool) if keep_reference is None else keep_reference
         heads = self.correspondence_heads
-        return Prediction(sample, correspondence_loss(tap.attended, matches, keep, self.size_px, heads))
+        return Prediction(sample, correspondence_loss(tap.queries_and_keys, matches, keep, self.size_px, heads))
 
 
 class Flux2KleinMethod:
@@ -144,7 +144,7 @@ class Flux2KleinMethod:
         options: of the run.
     """
 
-    reads_average = False
+    reads_ema = False
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Flux2KleinMethod:
         return KleinInputs(target, tuple(conditions), mask, noise_sample, on_device.matches)
 
     def loss(
-        self, model: nn.Module, inputs: KleinInputs, step: int, average: Mapping[str, torch.Tensor]
+        self, model: nn.Module, inputs: KleinInputs, step: int, ema_weights: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
         """Compute the flow loss and, if it is on, the correspondence loss; see `flow_loss`."""
         return flow_loss(model, self.scheduler, inputs, self.options, self.options.correspondence_weight_at(step))
@@ -230,5 +230,5 @@ def flow_loss(
     dims = (1, 2, 3)
     total = ((error * weight).sum(dims) / weight.sum(dims)).mean()  # every sample counts alike, whatever its hole
     total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
-    parts, bands = sum_errors(error.detach(), inputs.mask, timestep, scheduler)
-    return TrainingLoss(total, parts, bands, correspondence_sums)
+    parts, bins = sum_errors(error.detach(), inputs.mask, timestep, scheduler)
+    return TrainingLoss(total, parts, bins, correspondence_sums)
