@@ -116,7 +116,7 @@ class NumberList:
 
     def __str__(self) -> str:
         fewest, most = self.lengths
-        count = "two values" if (fewest, most) == (2, 2) else f"{fewest} to {most} values"
+        count = f"{fewest} values" if fewest == most else f"{fewest} to {most} values"
         return f"a list of {count}, each {self.each}" + (", in ascending order" if self.ascending else "")
 
     def find_fault(self, value: object) -> str | None:

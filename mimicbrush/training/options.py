@@ -67,7 +67,7 @@ class TrainOptions:
             more weight to a channel that changes the pixels more.
         hole_weight: weight of a token in the hole, in the loss of FLUX.2 klein; tokens outside have weight 1.
         timestep_sampling: how timesteps are sampled: "uniform" (paper), or "logit_normal" (arXiv 2403.03206), which
-            favours those around the sigmoid of `timestep_logit_mean`.
+            favours those around `timestep_logit_mean`.
         timestep_logit_mean: mean of "logit_normal". Above 0, it favours images with less noise; below 0, with more.
         timestep_logit_std: standard deviation of "logit_normal". With a smaller value, timesteps are closer together.
         noise_on: where noise is sampled: "cpu" uses the generator of PyTorch; "device" samples the noise of a whole

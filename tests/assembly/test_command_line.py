@@ -152,7 +152,7 @@ def test_each_option_that_is_text_is_known_as_text() -> None:
         (TRAIN, ["train.max_steps=1.5"], r"train\.max_steps=1\.5: expected a whole number"),
         (TRAIN, ["train.max_steps=true"], r"train\.max_steps=true: expected a whole number"),
         (TRAIN, ["train.learning_rate=nan"], r"train\.learning_rate=nan: expected a number from 0 to 1"),
-        (TRAIN, ["train.adam_betas=[0.9]"], r"train\.adam_betas=\[0\.9\]: expected a list of two values"),
+        (TRAIN, ["train.adam_betas=[0.9]"], r"train\.adam_betas=\[0\.9\]: expected a list of 2 values"),
         (TRAIN, [f"seed={2**64}"], "seed=18446744073709551616: expected a whole number"),
         (TRAIN, ["train.compile=3"], r"train\.compile=3: expected one of true, false"),
         (

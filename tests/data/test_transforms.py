@@ -136,7 +136,7 @@ def test_where_no_segment_will_do_a_grid_is_taken(three_segments: Pair) -> None:
             {"cells": (10, 3)},
             r"data.mask.cells=\[10,3\]: expected a list of .* from 2 to 1000, in ascending order",
         ),
-        ({"cells": (1, 1)}, r"data.mask.cells=\[1,1\]: expected a list of two values, each a whole number from 2 to "),
+        ({"cells": (1, 1)}, r"data.mask.cells=\[1,1\]: expected a list of 2 values, each a whole number from 2 to "),
         ({"probability": 1.5}, r"data.mask.probability=1.5: expected a number from 0 to 1"),
     ],
 )

@@ -248,6 +248,7 @@ def test_the_script_measures_a_pipeline_and_draws(
         assert image.width > 800
 
 
+@pytest.mark.slow
 def test_the_script_measures_photographs_and_homographies(
     tmp_path: Path, smallest: ToyModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

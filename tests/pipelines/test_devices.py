@@ -25,6 +25,8 @@ WAYS = [
     {"reference_timestep": "current"},
     {"reference_timestep": "zero", "no_depth_convention": "zero_input", "depth_convention": "released"},
 ]
+#: `make test` tries the first, `make slow` both.
+EACH_WAY = [WAYS[0], pytest.param(WAYS[1], marks=pytest.mark.slow)]
 
 
 def networks(pipe: MimicBrushPipeline) -> dict[str, torch.nn.Module]:
@@ -56,7 +58,7 @@ def on_meta(module: torch.nn.Module) -> bool:
     return all(parameter.is_meta for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 def test_sequential_offloading_keeps_weights_away_and_numbers_equal(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
     expected, without_depth = image_of(pipe), latents_of(pipe)
@@ -73,7 +75,7 @@ def test_sequential_offloading_keeps_weights_away_and_numbers_equal(smallest: To
     assert torch.equal(image_of(pipe), expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 def test_no_network_is_called_behind_the_back_of_its_hook(smallest: ToyModel, way: dict[str, str]) -> None:
     # Model offloading moves a network when its own hook is told, and no sooner. On a machine without an accelerator
     # the meta device takes the CPU's place: what is used without a word to the hook has no numbers.
@@ -92,7 +94,7 @@ def test_no_network_is_called_behind_the_back_of_its_hook(smallest: ToyModel, wa
     assert torch.equal(reused, without_depth)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 def test_model_offloading_gives_equal_numbers_twice(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
     expected = image_of(pipe)
@@ -105,7 +107,7 @@ def test_model_offloading_gives_equal_numbers_twice(smallest: ToyModel, way: dic
     assert torch.equal(image_of(pipe), expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -198,7 +200,7 @@ def test_what_would_leave_the_reference_out_is_refused_at_once(smallest: ToyMode
     assert torch.equal(latents_of(pipe), expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 def test_channels_last_gives_the_same_numbers(smallest: ToyModel, way: dict[str, str]) -> None:
     pipe = build(smallest, **way)
     expected = image_of(pipe)
@@ -223,7 +225,7 @@ def test_slicing_and_tiling_of_the_autoencoder_change_nothing(smallest: ToyModel
     torch.testing.assert_close(image_of(pipe, **options), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EACH_WAY)
 def test_weights_kept_in_a_smaller_type_are_computed_with_in_the_larger(
     smallest: ToyModel, way: dict[str, str]
 ) -> None:

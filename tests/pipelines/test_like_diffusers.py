@@ -192,6 +192,17 @@ SCHEDULERS = [
 ]
 
 
+#: `make test` tries these, `make slow` all: solvers of several orders, added noise, two evaluations in a step.
+COMMON_SCHEDULERS = (
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+
+
 @pytest.fixture(scope="module")
 def by_timestep(smallest: ToyModel) -> dict[str, MimicBrushPipeline]:
     """For tests that put a scheduler of their own in."""
@@ -200,8 +211,14 @@ def by_timestep(smallest: ToyModel) -> dict[str, MimicBrushPipeline]:
 
 # DEIS and KDPM2 hand tensors to NumPy in a way that NumPy 2 deprecates.
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("reference_timestep", ["current", "zero"])
+@pytest.mark.parametrize(
+    ("name", "reference_timestep"),
+    [
+        pytest.param(name, each, marks=[] if each == "current" and name in COMMON_SCHEDULERS else pytest.mark.slow)
+        for name in SCHEDULERS
+        for each in ("current", "zero")
+    ],
+)
 def test_schedulers_can_be_swapped(
     by_timestep: dict[str, MimicBrushPipeline], name: str, reference_timestep: str
 ) -> None:

@@ -17,9 +17,18 @@ from mimicbrush.pipelines import MimicBrushPipeline
 from mimicbrush.pipelines.open_pipeline import seeded_generator
 
 
-@pytest.mark.parametrize("posterior", ["mean", "sample"])
 @pytest.mark.parametrize(
-    ("timestep", "prepared_steps"), [("current", 3), ("current", None), ("current", 2), ("zero", 3)]
+    ("timestep", "prepared_steps", "posterior"),
+    [
+        ("current", 3, "sample"),
+        ("current", None, "mean"),
+        ("current", 2, "sample"),
+        ("zero", 3, "mean"),
+        pytest.param("current", 3, "mean", marks=pytest.mark.slow),
+        pytest.param("current", None, "sample", marks=pytest.mark.slow),
+        pytest.param("current", 2, "mean", marks=pytest.mark.slow),
+        pytest.param("zero", 3, "sample", marks=pytest.mark.slow),
+    ],
 )
 def test_a_prepared_reference_gives_what_the_image_gives(
     smallest: ToyModel, timestep: str, prepared_steps: int | None, posterior: str

@@ -111,6 +111,7 @@ def test_the_gpu_measurement_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch)
             next(measurement())
 
 
+@pytest.mark.slow
 def test_samples_with_stored_matches_equal_those_with_sift_online(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

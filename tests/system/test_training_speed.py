@@ -14,6 +14,7 @@ from mimicbrush.errors import MimicBrushError
 SETTING = training_step.StepSetting(size_px=64, block_out_channels=(32, 32, 32, 32), batch_size=2)
 
 
+@pytest.mark.slow
 def test_the_peer_trains_as_we_do() -> None:
     ours, peer = SETTING.ours(), SETTING.peer()
     batch, draws = SETTING.inputs()
@@ -37,7 +38,8 @@ def test_the_peer_trains_as_we_do() -> None:
     assert abs(float(ours.loss_and_gradients(batch, everything)) - expected[0]) > 1e-4
 
 
-@pytest.mark.parametrize("norms", ["float32", pytest.param("half precision", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norms", ["float32", "half precision"])
 def test_a_full_size_u_net_keeps_what_reference_md_says(norms: str) -> None:
     setting = activations.MemorySetting(options={"low_precision_norms": norms == "half precision"})
     assert activations.plain_unet_gib(setting) == pytest.approx(memory.EXPECTED_GIB[f"norms in {norms}"], rel=0.02)

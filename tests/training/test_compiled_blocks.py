@@ -61,6 +61,7 @@ class Steps:
         return loss.detach(), torch.cat([each.flatten() for each in torch.autograd.grad(loss, trained)])
 
 
+@pytest.mark.slow
 def test_no_step_makes_a_graph_after_the_first(smallest: ToyModel) -> None:
     steps = Steps(smallest)
     expected = [steps.loss_and_gradients(step) for step in range(4)]
