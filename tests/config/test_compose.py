@@ -54,6 +54,13 @@ def test_rows_of_our_options_change_what_they_name() -> None:
         "few_matches": {"data.num_matches"},
         "no_unrelated_references": {"train.unrelated_reference_ratio"},
         "reference_unet_shared": {"model.reference_encoder"},
+        "zero_snr": {"train.rescale_betas_zero_snr"},
+        "high_noise_timesteps": {
+            "train.timestep_sampling",
+            "train.timestep_logit_mean",
+            "train.timestep_logit_std",
+        },
+        "channel_weights": {"train.latent_channel_weights"},
     }
 
 
