@@ -12,7 +12,7 @@ In reading order:
 * `worker_pool`: reads each file in a process that may die.
 * `worker`: what such a process does with one file.
 * `video/`: reads videos strictly, and finds shots.
-* `pair_selection`: chooses the two frames of a pair.
+* `pair_selection`: chooses the pairs of frames of a video, up to `pairs_per_clip`.
 * `segmented_images`: reads photographs with their segments, loose or in a tar.
 * `jpeg`: reduces and encodes the frames that are stored.
 * `refusals`: the reasons for which a file gives no pair, and which file of this package decides it.

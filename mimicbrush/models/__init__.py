@@ -13,8 +13,7 @@ In reading order:
 * ``schedule`` - the noise schedule of SD-1.5
 * ``attention_recorder`` - which reference token filled which masked token
 * ``norms/`` - norms and activations that take less memory or fewer kernels in training
-* ``flux2_klein/`` - the second family: FLUX.2 klein, one transformer over hole, source and references
 * ``library_logs`` - what diffusers and transformers print
-* ``flux2_klein/`` - a second family: one transformer that sees all images as one sequence
+* ``flux2_klein/`` - the second family: FLUX.2 klein, one transformer that sees all images as one sequence
 * ``pretrained/`` - starting weights: found, read, checked, fetched
 """

@@ -2,6 +2,10 @@
 
 Without this, a folder whose files were lost or exchanged could open as another model: networks of two runs have the
 same shapes, and without its LoRA file FLUX.2 klein is its base model.
+
+Written by `save_pretrained` in `pipelines/hub.py`, which `training/export.py` calls, too. FLUX.2 klein writes the same
+list into imitation.json (`pipelines/flux2_klein.py`: `write_klein_folder`). Checked when a pipeline is opened
+(`pipelines/folder.py`, `pipelines/hub.py` and `pipelines/klein/folder.py`).
 """
 
 from __future__ import annotations

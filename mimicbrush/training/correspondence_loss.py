@@ -1,8 +1,9 @@
 """The correspondence loss (*ours*). It teaches the reference attention where the reference shows the same thing.
 
 The denoising loss alone hardly teaches this to a small model: colours reach it sooner through the image tokens
-(docs/results.md). The matching places are there without labels: the miner stores SIFT matches of every video pair, and
-both views of a photograph come with their matrices. The loss supervises some heads of every reading layer.
+(docs/results.md). It needs no labels: the miner stores SIFT matches of every video pair (`ops.keypoints`), and those
+of a photograph follow from the matrices of its two views (`data.transforms`: `_sample_image_matches`). In the same
+file, `_sample_matches` chooses those of a sample. The loss supervises some heads of every reading layer.
 
 Matches as soft targets of attention: SIFT-VTON (arXiv 2605.01296), CORAL (2602.17636), MOSAIC (2509.01977) for try-on;
 Leffa (2412.08486) without labels.

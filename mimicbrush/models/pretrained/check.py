@@ -1,4 +1,9 @@
-"""Check that starting weights are those of the networks that their configs describe."""
+"""Check that starting weights are those of the networks that their configs describe.
+
+The headers of the files are checked in `files`, when they are read. Hashes and values are checked only with
+`mimicbrush fetch --deep` (`check_every_byte`). Folders of pipelines have checksums of their own, see
+`mimicbrush.pipelines.checksums`.
+"""
 
 from __future__ import annotations
 
