@@ -82,12 +82,34 @@ def _check_safe(name: str, value: bool | None) -> None:
         )
 
 
+class OldName:
+    """Older name of an attribute of a pipeline: gives what the new name gives, in subclasses, too.
+
+    Args:
+        new: the name today.
+    """
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def __get__(self, pipeline: object | None, kind: type) -> Any:
+        return getattr(kind if pipeline is None else pipeline, self.new)
+
+
 class HubPipeline(DiffusionPipeline):
     """Base of the pipeline: loads, saves and uploads as diffusers does, with three differences.
 
     It uses only safetensors; it writes its own model card; and it refuses attention processors of diffusers that would
     ignore the reference.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a subclass that overrides an attribute by its older name: nothing would call it."""
+        super().__init_subclass__(**options)
+        for base in cls.__mro__[1:]:
+            for name, old in vars(base).items():
+                if isinstance(old, OldName) and name in vars(cls):
+                    raise TypeError(f"{cls.__name__} overrides {name}, which is named {old.new} now")
 
     @classmethod
     def from_pretrained(

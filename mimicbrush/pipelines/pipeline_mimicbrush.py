@@ -49,7 +49,7 @@ from mimicbrush.ops.canvas import blank_mask, to_tensor
 from mimicbrush.ops.crops import Box, Placement
 from mimicbrush.pipelines.cache import WeightDependentCache
 from mimicbrush.pipelines.cuda_graphs import GraphedPasses
-from mimicbrush.pipelines.hub import HubPipeline
+from mimicbrush.pipelines.hub import HubPipeline, OldName
 from mimicbrush.pipelines.image_inputs import (
     ImageInput,
     References,
@@ -705,9 +705,8 @@ class MimicBrushPipeline(HubPipeline):
         wide = difference.to(torch.promote_types(difference.dtype, torch.float32))
         return unconditional + (guidance_scale * wide).to(difference.dtype)
 
-    # Names of earlier versions.
-    prepare_stem, read_references, denoise = prepare_cond_latents, compute_reference_kv, predict_noise
-    reader = reference_network
+    prepare_stem, reader = OldName("prepare_cond_latents"), OldName("reference_network")
+    read_references, denoise = OldName("compute_reference_kv"), OldName("predict_noise")
 
     def decode(
         self,

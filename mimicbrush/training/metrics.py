@@ -95,7 +95,7 @@ class TrainingMetrics:
     def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
         """Return name -> figure since the last call, and start again. Only the times differ between processes.
 
-        A figure without samples is None: an empty bin_number of timesteps, or all losses where every step was skipped.
+        A figure without samples is None: an empty bin of timesteps, or all losses where every step was skipped.
 
         Args:
             samples_per_step: over all processes.

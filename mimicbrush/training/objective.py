@@ -381,8 +381,11 @@ def denoising_loss(
 
     weighted = error
     if len(set(channel_weights)) > 1:
-        weights = torch.tensor(channel_weights, device=error.device)[:, None, None]  # (4, 1, 1)
-        weighted = (squares * (weights / weights.mean())).mean(dim=1, keepdim=True)
+        # Numbers, not a tensor: copying one to a GPU would make the CPU wait.
+        weighted = sum(
+            weight / sum(channel_weights) * of_channel
+            for weight, of_channel in zip(channel_weights, squares.split(1, dim=1), strict=True)
+        )
     total = weighted.mean()
     if min_snr_gamma is not None:
         # Min-SNR (arXiv 2303.09556), with SNR = a_t / (1 - a_t): the loss of a sample counts

@@ -69,6 +69,7 @@ class TrainOptions:
         timestep_sampling: how timesteps are sampled: "uniform" (paper), or "logit_normal" (arXiv 2403.03206), which
             favours those around `timestep_logit_mean`.
         timestep_logit_mean: mean of "logit_normal". Above 0, it favours images with less noise; below 0, with more.
+            Edits start with pure noise: with 0, timesteps near it are hardly trained.
         timestep_logit_std: standard deviation of "logit_normal". With a smaller value, timesteps are closer together.
         noise_on: where noise is sampled: "cpu" uses the generator of PyTorch; "device" samples the noise of a whole
             batch in one call on the device of the model. This gives other numbers, and is faster for small models with
@@ -142,7 +143,7 @@ class TrainOptions:
     correspondence_layers: tuple[str, ...] = ()
     unrelated_reference_ratio: float = number(0.0, at_least=0, at_most=1)
     latent_channel_weights: tuple[float, float, float, float] = numbers(
-        (1.0, 1.0, 1.0, 1.0), lengths=(4, 4), ascending=False, above=0
+        (1.0, 1.0, 1.0, 1.0), lengths=(4, 4), ascending=False, at_least=0.001, at_most=1000
     )
     hole_weight: float = number(1.0, above=0, at_most=1000)
     timestep_sampling: str = word("uniform", ("uniform", "logit_normal"))
@@ -183,6 +184,9 @@ class TrainOptions:
         check_options(self, "train.")
         if self.correspondence_final is not None and not self.correspondence_weight:
             raise InputError("train.correspondence_final needs a train.correspondence_weight above 0")
+        for name, default in (("timestep_logit_mean", 0.0), ("timestep_logit_std", 1.0)):
+            if self.timestep_sampling == "uniform" and getattr(self, name) != default:
+                raise InputError(f"train.{name} needs train.timestep_sampling=logit_normal")
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise InputError(
                 "train.rescale_betas_zero_snr=true needs train.prediction_type=v_prediction: in pure noise, the noise "

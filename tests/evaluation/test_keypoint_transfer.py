@@ -250,7 +250,7 @@ def test_the_script_measures_a_pipeline_and_draws(
 
 @pytest.mark.slow
 def test_the_script_measures_photographs_and_homographies(
-    tmp_path: Path, smallest: ToyModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, smallest: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = MimicBrushPipeline(**vars(toy_components(smallest)), scheduler=noise_scheduler())
     small.save_pretrained(tmp_path / "pipeline")
@@ -271,6 +271,10 @@ def test_the_script_measures_photographs_and_homographies(
     assert list(values["sets"]) == ["1 to 4"]
     assert values["card"]["reciprocal"] and "transposed" in values["card"]["attention"]
 
+
+def test_the_script_refuses_what_does_not_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for wrong, message in (
         ([], "required"),
         (["--spair", "a", "--pairs", "b"], "not allowed"),
@@ -278,5 +282,5 @@ def test_the_script_measures_photographs_and_homographies(
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit):
-            run_script(monkeypatch, *wrong, *common)
+            run_script(monkeypatch, *wrong, "--output", tmp_path / "out")
         assert message in capsys.readouterr().err

@@ -198,6 +198,7 @@ COMMON_SCHEDULERS = (
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
@@ -302,3 +303,16 @@ def test_arrays_are_taken_like_images(pipe: MimicBrushPipeline) -> None:
     arrays = {name: np.asarray(image) for name, image in an_edit().items()}
     assert torch.equal(latents_of(pipe, arrays), latents_of(pipe))
     assert isinstance(pipe(**arrays, num_inference_steps=1).images[0], Image.Image)
+
+
+def test_older_names_give_what_the_new_ones_give(smallest: ToyModel) -> None:
+    class Other(MimicBrushPipeline):
+        def compute_reference_kv(self, *arguments: object) -> str:  # type: ignore[override]
+            return "mine"
+
+    pipe = build(smallest)
+    assert pipe.reader is pipe.reference_network and pipe.denoise == pipe.predict_noise
+    assert MimicBrushPipeline.prepare_stem is MimicBrushPipeline.prepare_cond_latents
+    assert Other(**pipe.components).read_references(None) == "mine"
+    with pytest.raises(TypeError, match="Older overrides denoise, which is named predict_noise now"):
+        type("Older", (Other,), {"denoise": lambda self: None})

@@ -179,9 +179,8 @@ def test_the_loss_is_what_a_pipeline_and_schedulers_make_of_its_formula(
 
         def predict(unet: Any, noisy: Any, at: torch.Tensor, guidance: float | None) -> torch.Tensor:
             states = ReferenceStates()
-            reader = find_reference_network(
-                unet, parts.reference_unet
-            )  # a shared one reads with the weights that it paints with
+            # A shared U-Net reads with the weights that it paints with.
+            reader = find_reference_network(unet, parts.reference_unet)
             if reader is not None and is_kept:  # noqa: B023
                 at_reference = torch.zeros(1) if model_options.reference_timestep == "zero" else at[None]
                 reader(

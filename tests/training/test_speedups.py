@@ -29,6 +29,8 @@ from mimicbrush.training.performance import apply_speedups, compile_unet, count_
 from mimicbrush.types import Matches, TrainBatch
 
 CPU = torch.device("cpu")
+#: Of the latent channels.
+WEIGHTS = (2.0, 1.0, 1.0, 1.0)
 
 
 def build_model_of(parts: Components, size_px: int) -> MimicBrushModel:
@@ -247,7 +249,9 @@ def test_no_step_asks_the_device(smallest: ToyModel, options: TrainOptions) -> N
     with NoQuestions():
         conditions = encoders.encode(batch, noise_sample)
         matches = some_matches(smallest.size_px)
-        loss = denoising_loss(model, scheduler, conditions, noise_sample, options.min_snr_gamma, matches, 0.3)
+        loss = denoising_loss(
+            model, scheduler, conditions, noise_sample, options.min_snr_gamma, matches, 0.3, (2, 1, 1, 1)
+        )
         loss.total.backward()
     with pytest.raises(AssertionError, match="makes the host wait"), NoQuestions():
         float(loss.total.detach())
@@ -285,7 +289,7 @@ def test_no_step_copies_to_the_device(smallest: ToyModel, monkeypatch: pytest.Mo
         scheduler.alphas_cumprod = on_gpu(scheduler.alphas_cumprod)  # which it does by itself at the first step
         with NoCopies():
             conditions = encoders.encode(batch, noise_sample)
-            loss = denoising_loss(model, scheduler, conditions, noise_sample, 5.0, matches, 0.3)
+            loss = denoising_loss(model, scheduler, conditions, noise_sample, 5.0, matches, 0.3, WEIGHTS)
         with pytest.raises(AssertionError, match="copies between cpu and cuda"), NoCopies():
             loss.total.detach().new_tensor([1.0, 2.0])
 
