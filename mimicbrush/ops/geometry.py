@@ -23,12 +23,15 @@ class GeometryRanges:
         rotation_deg: largest angle, either way.
         scale: smallest and largest factor about the canvas centre, log-uniform.
         projective_intensity: corners move by up to 0.4 x intensity of the side (released data utilities).
+        identity_probability: probability that an image gets none of the three above, as at inference (not in the
+            paper).
     """
 
     flip_probability: float = number(0.5, at_least=0, at_most=1)
     rotation_deg: float = number(20.0, at_least=0, at_most=180)
     scale: tuple[float, float] = numbers((0.8, 1.25), at_least=0.01, at_most=100)
     projective_intensity: float = number(0.25, at_least=0, at_most=1)
+    identity_probability: float = number(0.0, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         check_options(self, "data.geometry.")
@@ -63,6 +66,8 @@ def random_matrix(
     angle = np.deg2rad(rng.uniform(-ranges.rotation_deg, ranges.rotation_deg))
     scale = np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
     offsets = rng.uniform(-1, 1, (4, 2)) * 0.4 * ranges.projective_intensity * size_px
+    if ranges.identity_probability and rng.random() < ranges.identity_probability:
+        angle, scale, offsets = 0.0, 1.0, np.zeros((4, 2))
     # The matrix is projection @ (rotation, scale and mirror, about the centre of the canvas).
     mirror = -1.0 if (sampled_flip if flip is None else flip) else 1.0
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)

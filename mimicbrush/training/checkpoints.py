@@ -211,6 +211,7 @@ ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
     "data.fixed_views": 0,
     "data.num_references": 1,
+    "data.geometry.identity_probability": 0.0,
     "train.correspondence_weight": 0.0,
     "train.correspondence_final": "None",
     "train.correspondence_heads": 0.5,

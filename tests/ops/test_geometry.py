@@ -66,5 +66,17 @@ def test_a_decided_flip_does_not_shift_the_other_samples() -> None:
     assert np.linalg.det(plain) > 0 > np.linalg.det(flipped)
 
 
+def test_some_images_keep_their_geometry_but_for_a_flip() -> None:
+    ranges = GeometryRanges(identity_probability=0.3)
+    mirror = np.array([[-1, 0, 63], [0, 1, 0], [0, 0, 1]])
+    matrices = [random_matrix(ranges, 64, np.random.default_rng(seed)) for seed in range(1000)]
+    kept = [sum(np.allclose(matrix, each, atol=1e-6) for matrix in matrices) for each in (np.eye(3), mirror)]
+    assert 110 < kept[0] < 190 and 110 < kept[1] < 190
+    always = [
+        random_matrix(GeometryRanges(identity_probability=1.0), 64, np.random.default_rng(s), False) for s in (0, 1)
+    ]
+    assert np.allclose(always, np.eye(3), atol=1e-6)
+
+
 def test_no_points_are_fine() -> None:
     assert transform_points(np.zeros((0, 2), np.float32), np.eye(3)).shape == (0, 2)
