@@ -7,7 +7,7 @@ In reading order, from a manifest row to a batch:
 * `pair`: one pair: reads its images and segments.
 * `options`: the options of the training data, with those of the masks.
 * `pair_sources`: one mined folder, or several with weights.
-* `training_data`: the file training_data.json, which lists the source files that a model was trained on.
+* `training_data`: which origins a model has seen: the file training_data.json.
 * `sampler`: which pair is sample number n.
 * `transforms`: samples geometry, colours and mask of a pair. The mask strategies are in `mimicbrush.ops.masks`.
 * `other_references`: samples the references after the first, other frames of the same shot.

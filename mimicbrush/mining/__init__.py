@@ -9,10 +9,10 @@ In reading order:
 * `clips/`: fetches clips of the web that a list names, with their licences.
 * `executors`: mines shards on this machine or on a Ray cluster.
 * `shards`: one shard: a tar, a Parquet part, an audit part and a marker.
-* `worker_pool`: runs worker processes, which may crash without ending the run.
-* `worker`: mines one input file in a worker process.
+* `worker_pool`: reads each file in a process that may die.
+* `worker`: what such a process does with one file.
 * `video/`: reads videos strictly, and finds shots.
-* `pair_selection`: chooses pairs of frames of a video.
+* `pair_selection`: chooses the two frames of a pair.
 * `segmented_images`: reads photographs with their segments, loose or in a tar.
 * `jpeg`: reduces and encodes the frames that are stored.
 * `refusals`: the reasons for which a file gives no pair, and which file of this package decides it.
