@@ -1,4 +1,4 @@
-"""Samples -> batches, already rendered or rendered later on the device of the model."""
+"""Collates samples into batches, which are already rendered, or are rendered on the device of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mined pairs -> samples, by *global sample number* (see `sampler.PairMixture`)."""
+"""Datasets of samples from mined pairs, by *global sample number* (see `sampler.PairMixture`)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
     attempt), so the replacement is also the same everywhere. The sample's `faults` say what was wrong.
 
     Args:
-        pair_sources: what to train on, see `mimicbrush.data.pair_sources.load_pair_sources`.
+        pair_sources: the pairs to train on, see `mimicbrush.data.pair_sources.load_pair_sources`.
         size_px: side of the square canvas.
         options: augmentation and masks; with ``augment_on="device"`` samples are `DecodedSample`.
         encoded: the encoded fixed views: samples are `EncodedSample`, and no image is read.

@@ -1,4 +1,4 @@
-"""Samples -> batches, in worker processes."""
+"""Loads batches of samples in worker processes."""
 
 from __future__ import annotations
 

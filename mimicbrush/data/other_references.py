@@ -37,7 +37,7 @@ class ShotFrames:
 
     def __init__(self, keys: np.ndarray, a_frames: np.ndarray, b_frames: np.ndarray) -> None:
         first, last = (np.clip(frames, -1, 2**31 - 1).astype(np.int64) for frames in (a_frames, b_frames))
-        # 32 bits, as in `PairTable`: each worker process holds its own.
+        # 32 bits, as in `PairTable`, because each worker process has a copy.
         self._frames = np.stack([first, last]).astype(np.int32)
         order = np.lexsort((first, keys))
         keys, first, last = keys[order], first[order], last[order]

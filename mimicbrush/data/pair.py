@@ -1,4 +1,4 @@
-"""One pair to read: images by offset and length inside a tar, or in their own files."""
+"""A mined pair. It reads its images by offset and length from a tar, or from their own files."""
 
 from __future__ import annotations
 
@@ -209,17 +209,17 @@ def decode_jpeg(
     Warnings of Pillow, such as about damaged EXIF data, are not printed, because they do not name the file.
 
     Args:
-        data: the whole file.
-        reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
-            a good low-pass filter, and much faster).
+        data: the bytes of the whole file.
+        reduce: 1, 2, 4 or 8: divide the size by this. The JPEG library does it during decoding, which is a good
+            low-pass filter, and much faster.
         size_px: (height, width) that the whole image must have; None: any.
-        notes: gets those warnings, a text each.
+        notes: the texts of these warnings are appended to it.
 
     Returns:
-        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, whatever colour profile the file has.
+        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, converted from the colour profile of the file.
 
     Raises:
-        OSError, ValueError: not a JPEG, not all of it, or of another size.
+        OSError, ValueError: it is not a JPEG, is truncated, or has another size.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -232,15 +232,15 @@ def decode_jpeg(
 def _decode_jpeg(data: bytes, reduce: int, size_px: tuple[int, int] | None) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
-    except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
+    except UnidentifiedImageError as error:  # its text has an address in memory, which differs between runs
         raise ValueError("it does not start like a JPEG") from error
     with opened as image:
         if size_px is not None and image.size != size_px[::-1]:
-            # Before it is decoded: a small file can hold a huge image.
+            # Checked before decoding, because a small file can contain a huge image.
             raise ValueError(f"it has {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
-            # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
+            # Rounded down, because Pillow takes the largest reduction whose result is at least as large as requested.
             image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
         icc = image.info.get("icc_profile")
         pixels = image if image.mode == "RGB" and not icc else convert_to_srgb(image, icc)

@@ -1,4 +1,4 @@
-"""Where pairs come from: one mined folder, or any number of them with weights."""
+"""Loads the pairs to train on, from one mined folder or from several with weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample number -> pair, as a pure function, so that the whole state of the loader is one integer."""
+"""Maps sample numbers to pairs by a pure function, so that the state of the loader is a single integer."""
 
 from __future__ import annotations
 

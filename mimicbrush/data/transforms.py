@@ -1,4 +1,4 @@
-"""A pair -> the views of a sample: two decoded images, their geometry and colours, and the mask (paper Sec. 3.3).
+"""Transforms a pair into a sample: two decoded images, their geometry and colours, and the mask (paper Sec. 3.3).
 
 Geometry, colours, mask and matches of a sample are sampled here. Rendering follows, in the loader's process or on the
 model's device. Noise, timesteps and drops: `training/noise.py`.

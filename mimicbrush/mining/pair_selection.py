@@ -137,7 +137,7 @@ class Selection:
     """The pairs of one clip, and examples of refused ones.
 
     Attributes:
-        pairs: in order of time.
+        pairs: the chosen pairs, in order of time.
         reason: a key of `refusals.REJECTED` if there are no pairs, else "".
         detail: what was tried, as text for people.
         refused: examples of refused pairs.

@@ -101,7 +101,7 @@ def suffix_of(name: str) -> str:
 
 
 def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
-    """Walk the input folder, and list what can be mined.
+    """Walk the input folder, and list the files that can be mined.
 
     Args:
         root: the input folder, resolved.

@@ -87,24 +87,24 @@ def mine_folder(
 ) -> MiningResult:
     """Mine all videos, photographs with segments, and tars of these in a folder or a list.
 
-    A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
-    mine one output folder if each has its own `task`.
+    Finished shards are not changed. So to continue a run that was stopped, start it again. Several processes may mine
+    one output folder if each has its own `task`.
 
     Args:
         inputs: a folder, searched with all its subfolders, or a list (`mimicbrush.mining.input_list`).
-        output: made if needed; gets `manifest/`, `shards/`, `markers/` and the other files of data_manifests/README.md.
-        options: what makes a pair; None for the defaults.
-        resources: what may be used; None for the defaults.
-        task: of an array; None mines all.
-        input_root: the folder that a list's paths are relative to; None: the one that it lies in.
-        reader: for videos; None for the one that the options name. It is pickled.
-        progress: whether to show a progress bar on stderr.
+        output: output folder, created if needed; data_manifests/README.md describes its files.
+        options: options of mining; None for the defaults.
+        resources: resources that may be used; None for the defaults.
+        task: which part of the shards to mine; None: all.
+        input_root: the folder that the paths of a list are relative to; None: the folder of the list.
+        reader: decodes videos and is pickled; None for the reader that the options name.
+        progress: show a progress bar on stderr.
 
     Raises:
-        InputError: nothing to mine, or an output that does not belong to it, cannot be written to or is being written
-            to by another process (`LockedError`).
-        DataError: an output folder whose files cannot be read or written, or an input folder that has gone; the shards
-            that are finished stay. Whatever else happens at an input is a row with a reason.
+        InputError: there is nothing to mine; or the output belongs to other inputs, cannot be written, or is being
+            written by another process (`LockedError`).
+        DataError: files of the output cannot be read or written, or the input folder no longer exists; finished shards
+            are kept. All other errors of an input file become a row with a reason.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     if not isinstance(progress, bool):

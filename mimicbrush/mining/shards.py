@@ -123,7 +123,7 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
     """Mine one shard, unless it is done.
 
     Args:
-        job: what to mine.
+        job: the shard to mine.
         pool: pool of the processes that read the files.
 
     Returns:

@@ -34,12 +34,12 @@ from mimicbrush.ops.correspondence import LEGEND, Correspondence
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
 IMAGES_FOLDER = "pictures"
-#: The pairs that are shown, as mimicbrush edit --batch takes them.
+#: The pairs that are shown, as a list for `mimicbrush edit --batch`.
 EDITS_FILE = "edits.jsonl"
 SHOWCASE_FILE = "showcase.png"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
 
-#: What the contact sheets show of each pair.
+#: Columns of the contact sheets.
 _SHOWN_COLUMNS = [name for name in SHEET_COLUMNS if name not in ("reference_places", "correspondence")]
 
 
@@ -54,8 +54,8 @@ def evaluate_heldout(
     """Measure how well an editor restores the masked part of one frame with the help of the other.
 
     Args:
-        editor: what is measured.
-        pairs: to evaluate on (see `selection.select_heldout_pairs`); wrong references come from these too.
+        editor: the editor to evaluate.
+        pairs: pairs to evaluate on (see `selection.select_heldout_pairs`); wrong references also come from these.
         size_px: side of the editor's square canvas.
         options: options of the evaluation. `split`, `num_inference_steps` and `guidance_scale` are only recorded
             here; the caller has already applied them.
@@ -148,9 +148,9 @@ def _build_metrics(
 
 
 def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
-    """Write the contact sheet of one set, and its images one by one at the model's own size."""
+    """Write the contact sheet of one set, and its images as separate files at the size of the model."""
     folder = output / IMAGES_FOLDER / name
-    (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
+    (folder / EDITS_FILE).unlink(missing_ok=True)  # may be left from an earlier run
     if not shown:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _write_showcase(
     path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
 ) -> None:
     """Edit a few pairs again, with masks whose content only the reference shows, and write large images of them."""
-    path.unlink(missing_ok=True)  # of an earlier run
+    path.unlink(missing_ok=True)  # may be left from an earlier run
     chosen = showcase.choose_showcase_pairs(plans) if "natural" in options.sets and options.sheet_pairs else []
     if not chosen:
         return

@@ -50,9 +50,9 @@ class EditedPair:
 
     Attributes:
         set_name: `natural` or `warped`.
-        sample: what the editor was given.
-        results: by row name.
-        scores: of the results.
+        sample: the images that the editor got.
+        results: the edited images, by row name.
+        scores: scores of the results.
         correspondence: with the true reference; None if not requested or not supported by the editor.
     """
 
@@ -116,7 +116,7 @@ def find_area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Bo
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
-    """Load one pair as it is in each set, see `load_sample`."""
+    """Load the sample of a pair in each set, see `load_sample`."""
     return {name: load_sample(plan, name, size_px, seed) for name in sets}
 
 
@@ -129,8 +129,8 @@ def edit_batch(
     """Edit a few pairs with the true, the wrong and no reference, set by set, and score them.
 
     Args:
-        editor: what is measured.
-        batch: one or more pairs, each as it is in each of the same sets.
+        editor: the editor to evaluate.
+        batch: the samples of one or more pairs, by set; all have the same sets.
         with_baselines: also fill the masks with the baselines, which need no model.
         with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 
@@ -172,8 +172,8 @@ def edit_samples(
     """Edit samples in one batch, with their true or wrong reference or without one.
 
     Args:
-        editor: what is measured.
-        samples: one or more, of one canvas size.
+        editor: the editor to evaluate.
+        samples: one or more samples with the same canvas size.
         reference: which of their references the editor gets; None: no reference.
         with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 

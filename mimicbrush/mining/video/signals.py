@@ -37,7 +37,7 @@ class SignalNotes:
     """Notes about HDR and interlaced frames of one video.
 
     Attributes:
-        hdr, interlaced: what is done with such frames, see `MiningOptions`.
+        hdr, interlaced: what to do with such frames, see `MiningOptions`.
         transfer: "PQ" or "HLG"; "" for SDR.
         num_frames, num_interlaced: number of frames and of interlaced frames so far.
     """

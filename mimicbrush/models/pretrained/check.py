@@ -1,4 +1,8 @@
-"""Check that starting weights are those of the networks that their configs describe."""
+"""Checks that starting weights fit the networks that their configs describe.
+
+The headers of the files are checked in `files`. Hashes and values are only checked by `check_every_byte`, for example
+with `mimicbrush fetch --deep`. The checksums of pipeline folders are in `pipelines.checksums`.
+"""
 
 from __future__ import annotations
 

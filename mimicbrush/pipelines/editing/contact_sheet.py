@@ -30,7 +30,7 @@ def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_im
     results = ["result"] if num_images == 1 else [f"result {number}" for number in range(num_images)]
     most = max((len(edit.references) for edit in edits), default=1)
     references = ["reference"] if most == 1 else [f"reference {number + 1}" for number in range(most)]
-    rows = [_row(edit, read, num_images, most) for edit in edits]
+    rows = [_make_row(edit, read, num_images, most) for edit in edits]
     return contact_sheet(
         "1 edit" if len(edits) == 1 else f"{len(edits)} edits",
         ["source", "mask", *references, *results],
@@ -39,7 +39,7 @@ def edit_sheet(edits: Sequence[Edit], read: Callable[[Edit], EditInputs], num_im
     )
 
 
-def _row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int, num_references: int) -> SheetRow:
+def _make_row(edit: Edit, read: Callable[[Edit], EditInputs], num_images: int, num_references: int) -> SheetRow:
     cells: list[np.ndarray | None]
     try:
         inputs = read(edit)

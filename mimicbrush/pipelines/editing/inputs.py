@@ -33,7 +33,7 @@ class EditInputs:
         source: "RGB", in its own colour profile, which is in its ``info``.
         mask: "L", with the size of the source.
         reference: "RGB", in sRGB.
-        encoding: how the source file is encoded; results are written with the same quality.
+        encoding: how the source file is encoded, so that results are written with the same quality.
         other_references: the second and further references, like the first.
     """
 

@@ -153,7 +153,7 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
         if not line.strip():
             continue
         try:
-            edits.append(_listed(line, path.parent, output_dir, seed, keep_shape))
+            edits.append(_parse_edit(line, path.parent, output_dir, seed, keep_shape))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
     if not edits:
@@ -161,7 +161,7 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
     return edits
 
 
-def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
+def _parse_edit(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
     try:
         values = parse_json(line)
     except ValueError as error:
@@ -173,24 +173,24 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
     needed = [key for key in _REQUIRED if key != "mask" or "mask_box" not in values]
     if missing := [key for key in needed if key not in values]:
         raise InputError(f"{missing[0]!r} is missing; required: {', '.join(_REQUIRED)}")
-    source = path_inside(root, _text(values, "source"))
+    source = path_inside(root, _check_path(values, "source"))
     names = values["reference"] if isinstance(values["reference"], list) else [values["reference"]]
-    references = [path_inside(root, _text({"reference": name}, "reference")) for name in names or [None]]
-    output = _text(values, "output") if "output" in values else f"{source.stem}_edited.png"
+    references = [path_inside(root, _check_path({"reference": name}, "reference")) for name in names or [None]]
+    output = _check_path(values, "output") if "output" in values else f"{source.stem}_edited.png"
     return Edit(
         source=source,
-        mask=path_inside(root, _text(values, "mask")) if "mask" in values else None,
+        mask=path_inside(root, _check_path(values, "mask")) if "mask" in values else None,
         reference=references[0],
         output=path_inside(output_dir, output),
         seed=check_seed(values.get("seed", seed)),
-        keep_shape=_flag(values.get("keep_shape", keep_shape)),
+        keep_shape=_check_flag(values.get("keep_shape", keep_shape)),
         reference_crop=check_box(values["reference_crop"]) if "reference_crop" in values else None,
         mask_box=check_box(values["mask_box"], "mask_box") if "mask_box" in values else None,
         other_references=tuple(references[1:]),
     )
 
 
-def _text(values: dict[str, Any], key: str) -> str:
+def _check_path(values: dict[str, Any], key: str) -> str:
     value = values[key]
     if not isinstance(value, str) or not value:
         raise InputError(f"{key!r} must be a path, got {value!r}")
@@ -208,7 +208,7 @@ def check_seed(value: Any) -> int:
     return int(value)
 
 
-def _flag(value: Any) -> bool:
+def _check_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"'keep_shape' must be true or false, got {value!r}")
     return value
