@@ -34,7 +34,7 @@ from mimicbrush.pipelines.editing.batch import (
     convert_memory_errors,
     prepare_outputs,
 )
-from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor, describe_part
+from mimicbrush.pipelines.editing.editor import EditSettings, LazyEditor, describe_part
 from mimicbrush.pipelines.editing.requests import (
     TEXTURE_FOLDER,
     Edit,
@@ -257,7 +257,7 @@ def _box(text: str) -> Box:
         raise argparse.ArgumentTypeError(f"expected four whole numbers X0,Y0,X1,Y1 (pixels), got {text!r}") from None
 
 
-def prepare_editor(arguments: argparse.Namespace) -> LoadedEditor:
+def prepare_editor(arguments: argparse.Namespace) -> LazyEditor:
     """Prepare the editor for the options of the command line; its model is loaded later.
 
     Raises:
@@ -266,10 +266,10 @@ def prepare_editor(arguments: argparse.Namespace) -> LoadedEditor:
     named = {each.name for each in fields(EditSettings)} & vars(arguments).keys()
     settings = EditSettings(
         **{name: getattr(arguments, name) for name in named},
-        tells_places=arguments.save_correspondence is not None,
+        return_correspondence=arguments.save_correspondence is not None,
         shows_steps=arguments.batch is None,
     )
-    return LoadedEditor(settings)
+    return LazyEditor(settings)
 
 
 class _Once(logging.Filter):
@@ -310,7 +310,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit(130) from None
 
 
-def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
+def edit_one(arguments: argparse.Namespace, editor: LazyEditor) -> None:
     """Edit one image, and write the results, maps and contact sheet."""
     edit = Edit(
         source=arguments.source,
@@ -334,7 +334,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
 
     # 2. Edit.
     seeds = range(edit.seed, edit.seed + len(outputs))
-    result = editor.run(edit, inputs, seeds)
+    result = editor.call_pipeline(edit, inputs, seeds)
 
     # 3. Write. A result that cannot be written to its path is saved elsewhere, and the others are still written.
     lost = []
@@ -362,7 +362,7 @@ def edit_one(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
         raise OutputError(f"{', '.join(map(str, lost))} could not be written (see above)")
 
 
-def edit_all(arguments: argparse.Namespace, editor: LoadedEditor) -> None:
+def edit_all(arguments: argparse.Namespace, editor: LazyEditor) -> None:
     """Edit all images of a folder or list; finished edits are skipped."""
     # 1. List the edits and their outputs.
     edits = collect_edits(
@@ -408,7 +408,7 @@ def report(tally: BatchCounts, wanted: int) -> None:
         print(f"failed: {edit.source}: {reason}", file=sys.stderr)
 
 
-def write_sheet(path: Path, edits: Sequence[Edit], editor: LoadedEditor, num_images: int) -> None:
+def write_sheet(path: Path, edits: Sequence[Edit], editor: LazyEditor, num_images: int) -> None:
     """Write a contact sheet of finished edits."""
     from mimicbrush.pipelines.editing.contact_sheet import edit_sheet
 

@@ -1,4 +1,4 @@
-"""Samples -> batches, already rendered or rendered later on the device of the model."""
+"""Collates samples into batches, which are already rendered, or are rendered on the device of the model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TENSORS = ("images", "sizes", "to_image", "colours", "mask", "key", "index")
 
 @dataclass
 class DecodedBatch:
-    """A batch that is only decoded; `to` renders it.
+    """A batch of decoded images that are not rendered yet; `to` renders it.
 
-    B samples have n = (1 + R) B images: all sources, all first references, then all second ones, and so on.
+    B samples with R references have n = (1 + R) B images: all sources, all first references, all second ones, etc.
 
     Attributes:
         images: (n, H, W, 3) uint8 RGB, each in the upper left corner of the common size.
         sizes: (n, 2) int64, height and width of each.
-        to_image: (n, 3, 3) float32, from the canvas to the image's pixels.
+        to_image: (n, 3, 3) float32, matrices from the canvas to the image's pixels.
         colours: (n, 3, 4) float32, see `ops.color_jitter.Jitter.matrix`.
         mask: (B, 1, S, S) uint8, 0 or 1: masks are sampled in the loader, exactly as for `TrainBatch`.
         key, index, faults, matches: as in `TrainBatch`.
@@ -105,7 +105,7 @@ def collate_samples(
 
 
 def _pad_matches(matches: Sequence[MatchedPoints | None]) -> Matches | None:
-    """Pad the matches of each sample to those of the batch; None where they were not asked for."""
+    """Pad the matches of each sample to their capacity, and stack them; None if they were not requested."""
     if matches[0] is None:
         return None
     size = matches[0].capacity

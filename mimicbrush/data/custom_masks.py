@@ -9,13 +9,13 @@ import numpy as np
 
 from mimicbrush.errors import InputError
 
-#: (points, size_px, rng) -> mask, see docs/extending.md. Points are matches of a video pair, (K, 2) canvas pixels
-#: (x, y); of a photograph, of which no matches are stored, (0, 2). The mask is (S, S), 1 = repaint.
+#: (points, size_px, rng) -> mask, see docs/extending.md. `points` are the matches of a video pair, (K, 2) pixels (x, y)
+#: on the canvas; a photograph has no stored matches: (0, 2). The mask is (S, S), 1 = repaint.
 MaskFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 def find_mask_function(name: str) -> MaskFunction:
-    """Import the function that a name stands for.
+    """Import a mask function by name.
 
     Args:
         name: module:function.
@@ -42,7 +42,8 @@ def sample_custom_mask(name: str, points: np.ndarray, size_px: int, rng: np.rand
     """Sample a mask with the function of a user, and check it: (S, S) uint8.
 
     Raises:
-        InputError: see `find_mask_function`; or it is no mask with something to repaint and something to keep.
+        InputError: see `find_mask_function`; or the function did not return a mask with a part to repaint and a part to
+            keep.
     """
     mask = np.asarray(find_mask_function(name)(points, size_px, rng))
     if mask.shape != (size_px, size_px) or mask.dtype not in (np.uint8, bool) or mask.max() > 1:

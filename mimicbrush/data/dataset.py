@@ -1,4 +1,4 @@
-"""Mined pairs -> samples, by *global sample number* (see `PairMixture`)."""
+"""Datasets of samples from mined pairs, by *global sample number* (see `sampler.PairMixture`)."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from mimicbrush.errors import DataError
 from mimicbrush.io.text import make_storable
 from mimicbrush.ops.counter_rng import generator, mix
 
-#: This many unreadable pairs in a row for one sample mean that the folder is missing, not that a file is damaged.
+#: If so many pairs in a row cannot be read, the folder is missing; a single damaged file does not explain it.
 _MAX_ATTEMPTS = 16
 #: Number of tries to find a pair of another mined file.
 _MAX_CANDIDATES = 256
-#: Keys of the random numbers of unrelated references, and of those after the first. These are separate streams, so
-#: nothing else depends on them.
+#: Streams of random numbers: unrelated references; the second and further references. They are separate, so no other
+#: random number depends on them.
 _UNRELATED, _OTHERS = 1, 2
 #: Key of the random numbers of fixed views, which do not depend on a seed.
 _FIXED_VIEWS = 0x76696577
-#: Characters of a message about a pair that are kept; it names a file.
+#: Largest number of characters kept of a message about a pair, which contains a file name of any length.
 _MAX_FAULT = 1000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered sample: (S, S, 3), (S, S, 3) and (S, S) uint8, the mask 0 or 1; the rest as in TrainBatch.
+    """A rendered sample.
 
-    `other_references` are those after the first, R-1 of (S, S, 3) uint8.
+    Attributes:
+        source, reference: (S, S, 3) uint8 RGB.
+        mask: (S, S) uint8, 0 or 1.
+        key, index, faults, matches: as in `TrainBatch`, for one sample.
+        other_references: the second and further references, R-1 of (S, S, 3) uint8.
     """
 
     source: np.ndarray
@@ -63,7 +67,7 @@ class DecodedSample:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample that the frozen encoders have seen: name -> tensor of its row, see `make_row_forms`."""
+    """A sample already encoded: name -> tensor of its row, see `encoded_views.make_row_forms`."""
 
     tensors: dict[str, torch.Tensor]
     key: int
@@ -74,26 +78,25 @@ class EncodedSample:
 class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSample]):
     """Dataset of samples by global number: ``dataset[n]`` is the same on any rank and after any restart.
 
-    With `fixed_views` of the options, a sample is one of so many views of its pair. They take turns: in epoch e of its
-    source, a pair shows view e modulo their number.
+    With the option `fixed_views` = V, each pair has V augmentations; epoch e of its source shows view e mod V.
 
-    A pair that cannot be read is replaced by another one of the same folder, chosen by a hash of (seed, number,
-    attempt): so that, too, is the same everywhere. What was wrong travels in the sample's `faults`.
+    A pair that cannot be read is replaced by another one of the same source, chosen by a hash of (seed, number,
+    attempt), so the replacement is also the same everywhere. The sample's `faults` say what was wrong.
 
     Args:
-        pair_sources: what to train on, see `mimicbrush.data.pair_sources.load_pair_sources`.
+        pair_sources: the pairs to train on, see `mimicbrush.data.pair_sources.load_pair_sources`.
         size_px: side of the square canvas.
-        options: augmentation and masks; with ``augment_on="device"`` samples come as `DecodedSample`.
-        encoded: the fixed views as the frozen encoders see them: samples come as `EncodedSample`, and no image is read.
-        seed: of everything random.
-        length: how many sample numbers there are, for loaders that ask.
-        num_matches: the most matches that a sample brings along, for the correspondence loss; 0: none at all.
-        unrelated_ratio: probability that the references are of another mined file; of fixed views, that they are of one
-            of theirs.
+        options: augmentation and masks; with ``augment_on="device"`` samples are `DecodedSample`.
+        encoded: the encoded fixed views: samples are `EncodedSample`, and no image is read.
+        seed: seed of all random numbers.
+        length: the length that the dataset reports to loaders.
+        num_matches: largest number of matches of a sample, for the correspondence loss; 0: no matches.
+        unrelated_ratio: probability that the references come from another mined file (with fixed views: from a fixed
+            view of a pair of another file).
 
     Raises:
-        DataError: unrelated references are asked for, and all pairs come from one mined file. When a sample is asked
-            for: too many pairs in a row cannot be read.
+        DataError: `unrelated_ratio` is set, and all pairs come from one mined file; or, from ``dataset[n]``, too many
+            pairs in a row cannot be read.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         return self.length
 
     def __getitem__(self, number: int) -> Sample | DecodedSample | EncodedSample:
+        # component: index in `pair_sources`; item: index of the pair in it.
         component, item, epoch = self.mixture.locate_in_epoch(number)
         pair_source = self.pair_sources[component]
         key = mix(self.seed, number)
@@ -156,7 +160,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         view, rng = epoch % self.fixed.count, generator(key, attempt, _UNRELATED)
         if self.encoded is not None:
             return EncodedSample(self._read_encoded(component, item, view, rng), key, number, tuple(faults))
-        views = self._make_fixed_view(component, item, view, rng)
+        views = self._sample_fixed_view(component, item, view, rng)
         return _finish_sample(views, self.size_px, self.renders_here, key, number, faults)
 
     def _sample_views(self, component: int, item: int, key: int, attempt: int) -> SampleViews:
@@ -170,8 +174,8 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         reference = self.transform.read_reference(self._pair(*other), rng)
         return self._replace_references(views, *other, reference, rng_of_others)
 
-    def _make_fixed_view(self, component: int, item: int, view: int, rng: np.random.Generator) -> SampleViews:
-        """Make a fixed view of a pair; with probability `unrelated_ratio`, with the references of another one."""
+    def _sample_fixed_view(self, component: int, item: int, view: int, rng: np.random.Generator) -> SampleViews:
+        """Make a fixed view of a pair; with probability `unrelated_ratio`, with the references of another file."""
         assert self.fixed is not None
         pair = self._pair(component, item)
         found = self._find_unrelated(pair, rng)
@@ -183,26 +187,26 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
         return self._replace_references(views, *found, reference, _fixed_generator(other, others_view, _OTHERS))
 
     def _add_references(self, views: SampleViews, component: int, item: int, rng: np.random.Generator) -> SampleViews:
-        """Add the references after the first."""
+        """Add the second and further references."""
         others = self.other_references.sample(component, item, views.reference, views.source, rng)
         return replace(views, other_references=others)
 
     def _replace_references(
         self, views: SampleViews, component: int, item: int, reference: ImageView, rng: np.random.Generator
     ) -> SampleViews:
-        """Replace all references by those of a pair of another video, which have no matches."""
+        """Replace all references by those of a pair of another file, which have no matches."""
         others = self.other_references.sample(component, item, reference, None, rng)
         matches = views.matches and views.matches.to_empty()
         return replace(views, reference=reference, matches=matches, other_references=others)
 
     def _read_encoded(self, component: int, item: int, view: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Read what `_make_fixed_view` makes from the folder of encoded views."""
+        """Read the sample that `_sample_fixed_view` would make from the folder of encoded views."""
         assert self.fixed is not None and self.encoded is not None
         tensors = self.encoded.read_row(self.fixed.row(component, item, view))
         other = self._find_unrelated(self._pair(component, item), rng) if self.unrelated_ratio else None
         if other is not None:
             of_other = self.encoded.read_row(self.fixed.row(*other, int(rng.integers(self.fixed.count))))
-            for name in ("mean", "std"):
+            for name in ("mean", "std"):  # rows: source, masked source, reference
                 tensors[name] = torch.cat([tensors[name][:2], of_other[name][2:]])
             tensors |= {"image_tokens": of_other["image_tokens"], "is_match": torch.zeros_like(tensors["is_match"])}
         if not self.num_matches:
@@ -212,7 +216,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
     def _find_unrelated(self, pair: Pair, rng: np.random.Generator) -> tuple[int, int] | None:
         """Find, with probability `unrelated_ratio`, a pair of another mined file: (component, item).
 
-        Where nearly all pairs come from one file, a pair of another one may not be met; then the sample stays as it is.
+        If no pair of another file is found in `_MAX_CANDIDATES` tries, the sample keeps its own references.
         """
         if not self.unrelated_ratio or rng.random() >= self.unrelated_ratio:
             return None
@@ -228,7 +232,7 @@ class PairDataset(torch.utils.data.Dataset[Sample | DecodedSample | EncodedSampl
 
 
 class FixedViewDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
-    """Dataset of all fixed views by row, each once: what mimicbrush encode-views encodes.
+    """Dataset of all fixed views, one per row, for `mimicbrush encode-views`.
 
     A pair that cannot be read gives a blank sample with the key -1 and the reason as its only fault.
 
@@ -263,7 +267,7 @@ class FixedViewDataset(torch.utils.data.Dataset[Sample | DecodedSample]):
 
 
 def transform_fixed(transform: SampleTransform, pair: Pair, view: int) -> SampleViews:
-    """Transform a pair as its fixed view of this number: a function of the pair's id, its file and the view alone.
+    """Transform a pair to its fixed view `view`. The result depends only on the pair's id, its file and the view.
 
     Raises:
         DataError: the pair cannot be read.
@@ -278,10 +282,10 @@ def make_fixed_view(
 
     Args:
         transform: makes the view, see `transform_fixed`.
-        others: of the pair sources: samples the references after the first.
-        component, item: the pair in them.
-        pair: itself.
-        view: its number.
+        others: samples the second and further references.
+        component, item: index of the pair source, and index of the pair in it.
+        pair: the pair at these indices.
+        view: number of the fixed view, 0..V-1.
 
     Raises:
         DataError: the pair, or a frame of its shot, cannot be read.
@@ -292,7 +296,7 @@ def make_fixed_view(
 
 
 def _fixed_generator(pair: Pair, view: int, *stream: int) -> np.random.Generator:
-    """Make the generator of a fixed view, or of another stream of its random numbers."""
+    """Make the random generator of a fixed view, or of one of its separate streams."""
     digest = hashlib.sha256(f"{pair.source_hash} {pair.pair_id}".encode()).hexdigest()
     return generator(_FIXED_VIEWS, int(digest[:16], 16), view, *stream)
 
@@ -300,7 +304,7 @@ def _fixed_generator(pair: Pair, view: int, *stream: int) -> np.random.Generator
 def _finish_sample(
     views: SampleViews, size_px: int, renders_here: bool, key: int, number: int, faults: Sequence[str]
 ) -> Sample | DecodedSample:
-    """Render a sample, or leave that to the model's device."""
+    """Render a sample, or leave the rendering to the model's device."""
     if not renders_here:
         return DecodedSample(views, key, number, tuple(faults))
     source_px, reference_px, *others = (

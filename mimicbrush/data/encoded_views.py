@@ -1,14 +1,14 @@
-"""Views that are encoded once: the latents, image tokens and depth maps of every fixed view, in shards of rows.
+"""Folders of encoded views: the latents, image tokens and depth maps of every fixed view, stored in shards of rows.
 
-A row is a view, in the order of `FixedViews`. A folder holds
+Each row is a view, in the order of `sampler.FixedViews`. A folder has these files:
 
-* ``views.json``: the settings that decide its content, shapes and types, written first;
-* ``constants.safetensors``: what stands for "no reference" and "no depth", and a CRC-32 of it;
-* ``shards/views-000000.safetensors``: the rows of a shard, where it belongs, and a CRC-32 of each row; both are
-  checked whenever a row is read;
-* ``markers/views-000000.json``: the SHA-256 of a shard, written last: a shard that has one is done.
+* ``views.json``: the settings that decide its content, shapes and types; written first.
+* ``constants.safetensors``: the tensors for "no reference" and "no depth", and their CRC-32.
+* ``shards/views-000000.safetensors``: the rows of a shard, the fingerprint of the folder with the number of the shard,
+  and a CRC-32 of each row; they are checked whenever a row is read.
+* ``markers/views-000000.json``: the SHA-256 of a shard, written last: a shard that has a marker is done.
 
-Shards are mapped into memory, so the processes of a machine share what is read.
+Shards are mapped into memory, so the processes of a machine share the pages that are read.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from mimicbrush.io.text import parse_json
 #: Version of the content of a folder.
 _FORMAT = 1
 SETTINGS_NAME, CONSTANTS_NAME = "views.json", "constants.safetensors"
-#: About the size of a shard, which is held in memory while it is made, and lost if the run is killed.
+#: Approximate size of a shard. It is held in memory until it is written, and lost if the run is killed before.
 SHARD_BYTES = 2**28
 _OPEN_SHARDS = 256
-#: Only one entry: safetensors writes several in any order, and equal shards must have equal bytes.
+#: Only one entry of metadata: safetensors writes several in any order, and equal shards must have equal bytes.
 _ABOUT, _CRC = "about", "crc32"
 _CONSTANTS = ("no_image_tokens", "no_depth_map")
 
@@ -53,12 +53,12 @@ class TensorForm:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes of this tensor in a row."""
         return math.prod(self.shape) * self.torch_dtype.itemsize
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The type itself."""
+        """The type as a `torch.dtype`."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -73,11 +73,11 @@ def make_row_forms(
     """List the tensors of a row.
 
     Args:
-        latent_shape: (4, h, w).
-        tokens_shape: (N, C).
+        latent_shape: (4, h, w) of the latents.
+        tokens_shape: (N, C) of the image tokens.
         depth_shape: (H, W) of the depth map.
-        num_matches: the most matches of a view.
-        dtype: "float16" or "float32", of what is encoded.
+        num_matches: largest number of matches of a view.
+        dtype: "float16" or "float32": type of latents, image tokens and depth map.
     """
     return {
         "mean": TensorForm((3, *latent_shape), dtype),
@@ -96,10 +96,11 @@ class EncodedFolder:
     """A folder of encoded views, finished or not.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         settings: name -> value of everything that decides the content.
         forms: name -> shape and type of each tensor of a row.
-        num_rows, rows_per_shard: the last shard may be shorter.
+        num_rows: number of views.
+        rows_per_shard: rows of each shard; the last one may be shorter.
     """
 
     path: Path
@@ -110,12 +111,12 @@ class EncodedFolder:
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes that a view takes."""
+        """Bytes of the tensors of one view."""
         return sum(form.num_bytes for form in self.forms.values())
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are when all are done."""
+        """Number of shards of the finished folder."""
         return -(-self.num_rows // self.rows_per_shard)
 
     def rows_of(self, shard: int) -> range:
@@ -124,16 +125,16 @@ class EncodedFolder:
         return range(start, min(start + self.rows_per_shard, self.num_rows))
 
     def shard_path(self, shard: int) -> Path:
-        """Name the file of a shard."""
+        """Return the path of a shard."""
         return self.path / "shards" / f"views-{shard:06d}.safetensors"
 
     def marker_path(self, shard: int) -> Path:
-        """Name the marker of a shard."""
+        """Return the path of the marker of a shard."""
         return self.path / "markers" / f"views-{shard:06d}.json"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash what decides the content: SHA-256, hex."""
+        """Hash of all settings that decide the content: SHA-256, hex."""
         return hashlib.sha256(json.dumps(self._as_json(), sort_keys=True).encode()).hexdigest()
 
     def _as_json(self) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class EncodedFolder:
         }
 
     def begin(self, constants: Mapping[str, torch.Tensor]) -> None:
-        """Write what comes before the first shard."""
+        """Write the settings and the constants, before the first shard."""
         for folder in ("shards", "markers"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         in_order = {name: constants[name] for name in _CONSTANTS}
@@ -156,7 +157,7 @@ class EncodedFolder:
         write_json(self.path / SETTINGS_NAME, self._as_json())
 
     def read_constants(self) -> dict[str, torch.Tensor]:
-        """Read what stands for "no reference" and "no depth": `no_image_tokens` and `no_depth_map`, float32.
+        """Read the tensors for "no reference" and "no depth": `no_image_tokens` and `no_depth_map`, float32.
 
         Raises:
             DataError: the file is missing or damaged.
@@ -200,14 +201,14 @@ class EncodedFolder:
         """Write a shard and its marker.
 
         Args:
-            shard: its number.
-            tensors: name -> (rows, ...) in the forms of a row.
-            faults: row of the shard -> why its pair could not be read; its tensors mean nothing.
+            shard: number of the shard.
+            tensors: name -> (rows, ...), with the shapes and types of `forms`.
+            faults: row in the shard -> why its pair could not be read; the tensors of this row have no meaning.
         """
         path, marker = self.shard_path(shard), self.marker_path(shard)
         marker.unlink(missing_ok=True)
         _open_shard.cache_clear()
-        for file in (path, marker):  # what a process that was killed has left
+        for file in (path, marker):  # files that a killed process left behind
             for aside in file.parent.glob(leftover_pattern(file.name)):
                 aside.unlink(missing_ok=True)
         count = len(self.rows_of(shard))
@@ -223,7 +224,7 @@ class EncodedFolder:
 
         Args:
             row: 0..num_rows-1.
-            names: of the tensors that are wanted; () for all.
+            names: names of the tensors to return; () for all.
 
         Raises:
             DataError: the pair could not be read when it was encoded, or the shard is missing or damaged.
@@ -262,7 +263,7 @@ def read_encoded_folder(path: Path) -> EncodedFolder | None:
     """Read the settings of a folder of encoded views; None if there are none yet.
 
     Raises:
-        DataError: what is there cannot be read, or is of another version.
+        DataError: the settings cannot be read, or are of another version.
     """
 
     def build(values: Mapping[str, Any]) -> EncodedFolder:

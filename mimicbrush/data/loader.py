@@ -1,4 +1,4 @@
-"""Samples -> batches, in worker processes."""
+"""Loads batches of samples in worker processes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mimicbrush.data.sampler import RankBatches
 from mimicbrush.errors import LoaderError, MimicBrushError
 
 #: Signals that end a run.
-_ENDING = ("SIGTERM", "SIGUSR1", "SIGINT")
+_ENDING_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 #: Time after which a caller that waits for a batch gets control back.
 _POLL_S = 0.5
-#: Least time for the first batch of a worker, which must start and import.
+#: Shortest timeout for the first batch of a worker, which must start and import.
 _START_S = 60.0
 _LESS_MEMORY = "Set a smaller data.num_workers or train.batch_size"
 
@@ -38,21 +38,21 @@ def poll_batches(
 ) -> Iterator[LoadedBatch | None]:
     """Load the batches of one rank, in order, and yield None whenever half a second has passed without one.
 
-    So the caller can check other things, such as signals. It stays outside `accelerator.prepare`: the sampler
+    So the caller can check other things meanwhile, such as signals. `accelerator.prepare` is not used: the sampler
     already gives each rank its own samples, and accelerate's mid-epoch resume is wrong after the first epoch
     (accelerate#2016).
 
     Args:
         dataset: the samples, by global number.
-        batches: which numbers make which batch.
-        num_workers: processes; 0 loads in this one. They are forks of a process that has imported what they need and
-            used nothing of it: a fork that inherits OpenCV's threads hangs at its first warp, and one that starts anew
-            imports PyTorch for seconds.
-        pin_memory: for copies to a GPU that do not wait.
-        timeout_s: so long a worker may take for its next batch; for its first one, at least a minute.
+        batches: the sample numbers of each batch.
+        num_workers: number of worker processes; 0: load in this process. Workers are forked from a server process that
+            has only imported their modules: a fork that inherits OpenCV's threads hangs at its first warp, and a new
+            process needs seconds to import PyTorch.
+        pin_memory: put batches into page-locked memory, for asynchronous copies to a GPU.
+        timeout_s: longest time that a worker may take for its next batch; at least a minute for its first one.
 
     Raises:
-        LoaderError: a worker was killed or ran out of memory, or one takes longer.
+        LoaderError: a worker was killed, ran out of memory or exceeded `timeout_s`.
         DataError: too many pairs in a row cannot be read.
         OSError: a disk is full.
     """
@@ -65,7 +65,8 @@ def poll_batches(
         multiprocessing_context=_worker_context() if num_workers else None,
         pin_memory=pin_memory,
         timeout=_POLL_S if num_workers else 0,
-        # It seeds the workers, which take no random number from it; the global one is dropout's.
+        # Seeds the workers, which do not use it. Without it, DataLoader would draw from the global generator, which
+        # dropout uses.
         generator=torch.Generator(),
     )
     iterator = iter(loader)
@@ -74,8 +75,8 @@ def poll_batches(
         for count, numbers in enumerate(batches):
             polls = 0
             while (batch := _try_next(iterator, workers)) is None:
-                polls += 1  # and not the clock, which goes on while a cluster suspends the whole job
-                worker = count % len(workers)  # they take turns
+                polls += 1  # the clock is not used, because it also counts time during which a cluster suspends the job
+                worker = count % len(workers)  # workers load the batches in turn
                 if polls * _POLL_S >= (timeout_s if count >= len(workers) else max(timeout_s, _START_S)):
                     raise LoaderError(
                         f"loader worker {worker} (process {workers[worker].pid}), which reads the samples "
@@ -90,7 +91,7 @@ def poll_batches(
 
 
 class _PassingErrors(torch.utils.data.Dataset[Any]):
-    """A dataset whose errors are samples: torch would make a traceback of their messages, and forget the rest."""
+    """Dataset that returns errors as samples: torch would reduce an error of a worker to the text of its traceback."""
 
     def __init__(self, dataset: PairDataset | FixedViewDataset) -> None:
         self.dataset = dataset
@@ -137,13 +138,13 @@ def _describe_end(number: int, worker: BaseProcess) -> str:
 
 
 def _end_workers(workers: Sequence[BaseProcess]) -> None:
-    """End all workers at once. They listen to no other signal, and one that waits for a disk to nothing else."""
+    """Kill all workers: they ignore the signals that end a run."""
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.join(timeout=1)
         if worker.is_alive():
-            # It is inside of the kernel, where no signal reaches it. Python would wait for it before it ends.
+            # It waits inside the kernel, where no signal reaches it. Python would wait for it at exit.
             multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
 
 
@@ -154,9 +155,10 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mimicbrush.data.dataset"])
-    # Signals that end a run go to its whole group of processes. The server must outlive them, as the workers do, or the
-    # batches of the last step never come. It inherits what is blocked here; the run gets such a signal a moment later.
-    ending = {getattr(signal, name) for name in _ENDING if hasattr(signal, name)}
+    # Signals that end a run are sent to its whole process group. The fork server must survive them, as the workers do,
+    # or the batches of the last step are never loaded. It inherits the signals that are blocked here; this process
+    # receives them after they are unblocked.
+    ending = {getattr(signal, name) for name in _ENDING_SIGNALS if hasattr(signal, name)}
     for ensure_running in (resource_tracker.ensure_running, forkserver.ensure_running):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         try:
@@ -167,12 +169,12 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
 
 def _prepare_worker(_worker: int) -> None:
-    """Give a worker one thread, or N workers with N threads each fight for the cores.
+    """Give a worker one thread, because N workers with N threads each would compete for the cores.
 
-    Signals that end a run go to its whole group of processes. What they mean is for the training to decide, which
-    still needs the batches of its last step; workers end when it does.
+    Workers ignore the signals that end a run, which are sent to its whole process group: training still needs the
+    batches of its last step. It ends the workers when it is done.
     """
-    for name in _ENDING:
+    for name in _ENDING_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,7 +1,7 @@
 """The manifest of a mined folder: one Parquet part per shard. Schema: data_manifests/README.md.
 
-Training reads pairs through `PairTable`, which maps one Arrow file (`INDEX_NAME`, made by the miner of all parts)
-into memory: rows become objects one at a time, and the processes of a machine share the pages.
+Training reads pairs through `PairTable`. It maps one Arrow file into memory (`INDEX_NAME`, which the miner makes from
+all parts), so the processes of a machine share its pages. Only rows that are requested become objects.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Split = Literal["train", "heldout", "all"]
 
 
 class PairTable(Sequence[Pair]):
-    """Table of pairs in a fixed order (by shard, then as mined), made into objects when they are asked for.
+    """Sequence of pairs in a fixed order (by shard, then as mined). A `Pair` is built when it is requested.
 
     Args:
         table: the columns of `_INDEX_COLUMNS` and `source_key`, a row per pair.
         root: the mined folder.
-        input_root: what was mined: photographs lie there. None if it is not known.
-        rows: which rows of the table, in which order; None for all.
-        path: of the Arrow file, if the table is mapped from one: it is then pickled by its path.
+        input_root: the input folder of the miner, with the photographs; None if it is not known.
+        rows: indices of the rows of `table` to use, in order; None for all.
+        path: the Arrow file that `table` is mapped from, if there is one; it is then pickled as its path.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PairTable(Sequence[Pair]):
         return values
 
     def take(self, name: str, numbers: np.ndarray) -> np.ndarray:
-        """Return what some pairs have in a column of numbers, (K,) -> (K,); the rest of the column is not read."""
+        """Return the values of some pairs in a column of numbers, (K,) -> (K,); only these rows are read."""
         values: np.ndarray = self._table[name].take(pa.array(self._rows[numbers])).to_numpy()
         return values
 
@@ -104,13 +104,13 @@ class PairTable(Sequence[Pair]):
         return lengths[self._rows]
 
     def values(self, name: str) -> np.ndarray:
-        """Return all numbers of a column of lists, of all rows one after the other."""
+        """Return all numbers of a column of lists, the lists of all rows concatenated."""
         rows = self._table[name].take(pa.array(self._rows)).combine_chunks()
         numbers: np.ndarray = rows.flatten().to_numpy(zero_copy_only=False)
         return numbers
 
     def digest(self) -> str:
-        """Hash the ids of all pairs, in order (SHA-256): equal where two tables hold the same pairs."""
+        """Hash the ids of all pairs, in order (SHA-256). Tables with the same pairs have the same hash."""
         return hashlib.sha256("\n".join(self.column("pair_id")).encode()).hexdigest()
 
     def _with_rows(self, rows: np.ndarray) -> PairTable:
@@ -121,7 +121,7 @@ class PairTable(Sequence[Pair]):
             return self._table[name][number].as_py()
 
         def values(name: str) -> np.ndarray:
-            # Straight from the buffer: a Python list of a thousand numbers takes longer than decoding a JPEG.
+            # Read from the buffer: making a Python list of a thousand numbers takes longer than decoding a JPEG.
             numbers: np.ndarray = self._table[name][number].values.to_numpy()
             return numbers
 
@@ -152,7 +152,7 @@ class PairTable(Sequence[Pair]):
         )
 
     def _file(self, number: int, name: str) -> Path:
-        """Where a file of this row lies: inside of the mined folder or of the input, or nowhere."""
+        """Return the path of a file of this row, and check that it is inside the mined folder or the input."""
         store, pair_id = self._table["store"][number].as_py(), self._table["pair_id"][number].as_py()
         root = self._root if store == "mined" else self._input_root
         if root is None:
@@ -169,15 +169,15 @@ class PairTable(Sequence[Pair]):
 def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read all rows of a mined folder, by shard and then as mined.
 
-    Shards do not know of each other; so it is here that a later file with the content of an earlier one becomes
-    "rejected" for the reason "duplicate" (one row, like any file that gave no pair).
+    Shards are mined independently, so duplicates are found here: a file with the content of an earlier one gets one
+    row with the status "rejected" and the reason "duplicate" instead of its own rows.
 
     Args:
         root: the mined folder.
-        columns: what to read; None for all.
+        columns: names of the columns to read; None for all.
 
     Raises:
-        DataError: no manifest there, a part that cannot be read, or another schema version.
+        DataError: there is no manifest, a part cannot be read, or it has another schema version.
     """
     names = list(SCHEMA.names if columns is None else columns)
     needed = names + [name for name in _DUPLICATE_COLUMNS if name not in names]
@@ -186,7 +186,7 @@ def read_rows(root: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def list_manifest_parts(root: Path) -> list[Path]:
-    """List the Parquet parts of a mined folder, in order; only those of finished shards, where markers tell.
+    """List the Parquet parts of a mined folder, in order. If there are markers, only finished shards are listed.
 
     Raises:
         DataError: there are none.
@@ -218,7 +218,7 @@ def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
         typed = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{part} cannot be read ({error}); delete its marker and mine again") from error
-    # A null becomes what stands for "none" in a manifest; where a pair needs a value, its row is then refused.
+    # A null becomes the value that means "none"; if a pair needs this value, its row is refused later.
     for place, field in enumerate(typed.schema):
         if typed[place].null_count and not pa.types.is_list(field.type):
             typed = typed.set_column(place, field, pc.fill_null(typed[place], neutral_value(field.type)))
@@ -226,7 +226,7 @@ def _read_part(root: Path, part: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def _check_part_hash(root: Path, part: Path) -> None:
-    """Compare a part with its marker, where there is one: Parquet finds few damaged bytes by itself."""
+    """Compare a part with the hash in its marker, if there is one: Parquet itself detects few damaged bytes."""
     marker = _marker_path(root, part)
     if not marker.is_file():
         return
@@ -240,9 +240,9 @@ def _check_part_hash(root: Path, part: Path) -> None:
 
 
 def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
-    """The parts, with one row for each duplicate file.
+    """Return the parts with one row for each duplicate file instead of its own rows.
 
-    They stay apart: a list column in one piece holds at most 2**31 numbers, and the points of all pairs may be more.
+    The parts are not joined: a list column in one piece has at most 2**31 numbers, and all points together may be more.
     """
     table = pa.concat_tables(parts)
     hashes = table["source_hash"].combine_chunks().dictionary_encode()
@@ -255,7 +255,7 @@ def _replace_duplicates(parts: list[pa.Table]) -> list[pa.Table]:
     is_twin = differs.to_numpy(zero_copy_only=False)
     if not is_twin.any():
         return parts
-    row_of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a clip that was mined twice gave several rows
+    row_of_path: dict[str, tuple[int, dict[str, Any]]] = {}  # a duplicate clip may have several rows
     for number in map(int, np.flatnonzero(is_twin)):
         values = {name: table[name][number].as_py() for name in _FILE_COLUMNS if name in table.column_names}
         refusal = {"status": "rejected", "reason": "duplicate", "detail": f"the same bytes as {first_path[number]}"}
@@ -283,7 +283,7 @@ def _replace_rows(part: pa.Table, is_twin: np.ndarray, instead: pa.Table, places
 def write_index(root: Path, path: Path) -> None:
     """Write all pairs of a mined folder as one Arrow file that can be mapped into memory, with its own checksum."""
     table = _index_table(root)
-    # Arrow writes this at the beginning and at the end, around all that comes from outside.
+    # Arrow writes the metadata both at the beginning and at the end of the file, around the data.
     table = table.replace_schema_metadata({**table.schema.metadata, _CHECKSUM_KEY: NO_CHECKSUM})
     with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_INDEX_ROWS_PER_BATCH)
@@ -294,17 +294,17 @@ def _index_table(root: Path) -> pa.Table:
     rows = read_rows(root, [*_INDEX_COLUMNS, "status"])
     table = rows.filter(pc.equal(rows["status"], "pair")).select(_INDEX_COLUMNS)
     keys = [origin_key(text) for text in table["source_hash"].to_pylist()]
-    # `source_key`: the name that the column has had in index files from the first version on.
+    # `source_key` is the name of this column in all versions of the index file, so it is not renamed.
     table = table.append_column("source_key", pa.array(keys, pa.uint64()))
     return table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION), _STAMP_KEY: _parts_stamp(root)})
 
 
 def is_index_current(root: Path, *, needs_checksum: bool = False) -> bool:
-    """Check whether there is an index, whole and made of just the parts that are there.
+    """Check whether there is an intact index that was made from the present parts.
 
     Args:
         root: the mined folder.
-        needs_checksum: whether one of an earlier version, which has no checksum, does not count.
+        needs_checksum: do not accept an index of an earlier version, which has no checksum.
     """
     index = root / INDEX_NAME
     if not index.is_file():
@@ -318,7 +318,7 @@ def is_index_current(root: Path, *, needs_checksum: bool = False) -> bool:
             metadata = opened.schema.metadata or {}
             if is_right is None:
                 opened.read_all().validate(full=True)
-    except (pa.ArrowException, OSError, ValueError):  # cut short or damaged on its way: the parts are read instead
+    except (pa.ArrowException, OSError, ValueError):  # truncated or damaged: the parts are read instead
         return False
     return metadata.get(_STAMP_KEY, b"") == _parts_stamp(root).encode()
 
@@ -355,7 +355,7 @@ def _are_equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 
 def _parts_stamp(root: Path) -> str:
-    """SHA-256 over what the markers say of all parts: whether an index is of these parts."""
+    """Hash the names, sizes and markers of all parts (SHA-256), to check that an index was made from them."""
     stamp = hashlib.sha256()
     for part in list_manifest_parts(root):
         marker = _marker_path(root, part)
@@ -369,10 +369,10 @@ def read_manifest(root: Path, input_root: Path | None = None) -> PairTable:
 
     Args:
         root: the mined folder.
-        input_root: where the photographs lie, if they have moved since; None: where they were mined.
+        input_root: folder of the photographs, if they were moved; None: where they were mined.
 
     Raises:
-        DataError: no manifest there, or another schema version.
+        DataError: there is no manifest, or it has another schema version.
     """
     input_root = input_root or find_mined_input(root)
     if is_index_current(root):
@@ -388,21 +388,23 @@ def check_outside_mined_folder(folder: Path, named: str) -> None:
     """Check that an output folder is not a mined folder or inside one, where `verify` would report its files.
 
     Args:
-        folder: where other things than pairs are to be written.
-        named: how the user names it, for the message.
+        folder: an output folder that is not for mined pairs.
+        named: the option and its value, for the message.
 
     Raises:
-        InputError: names the mined folder.
+        InputError: it is a mined folder or inside one.
     """
     folder = folder.absolute()
     for each in (folder, *folder.parents):
-        with suppress(OSError):  # a name that no folder can have
+        with suppress(OSError):  # for example a name that is too long
             if (each / "manifest").is_dir() and ((each / "shards").is_dir() or (each / PLAN_NAME).is_file()):
                 raise InputError(f"{named} is, or is inside, the mined folder {each}; choose a folder elsewhere")
 
 
 def find_mined_input(root: Path) -> Path | None:
-    """Find the folder that was mined; the plan names it relative to the mined folder, so that both can move together.
+    """Find the input folder that was mined; None if there is no plan.
+
+    The plan stores its path relative to the mined folder, so that both can be moved together.
 
     Raises:
         DataError: the plan cannot be read.
@@ -421,11 +423,11 @@ def split_pairs(pairs: PairTable, split: Split, heldout_ratio: float = ...) -> P
 @overload
 def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = ...) -> Sequence[Pair]: ...
 def split_pairs(pairs: Sequence[Pair], split: Split, heldout_ratio: float = 0.1) -> Sequence[Pair]:
-    """Split by the hash of the mined file, so that no clip is on both sides and new clips do not move old ones.
+    """Select the pairs of a split by the hash of the mined file, so that each file is in one split and stays in it.
 
-    A file is held out where its hash falls below `heldout_ratio` of the range. Small collections would
-    often hold out nothing; so at least two files of a kind are held out (the lowest hashes) where there
-    are four or more, because the reference gain needs a second file to compare with.
+    A file is held out if its hash is below `heldout_ratio` of the range of hashes. In a small collection, this
+    would often hold out no file. So if there are four or more files of a kind, at least the two with the lowest hashes
+    are held out: the reference gain compares with a reference from a second file.
     """
     if split == "all":
         return pairs
@@ -449,7 +451,7 @@ def _is_heldout(keys: np.ndarray, kinds: np.ndarray, heldout_ratio: float) -> np
 
 
 def origin_key(source_hash: str) -> int:
-    """Return the first 16 hex digits of a mined file's hash as a number of 64 bits; a hash of what is no such hash."""
+    """Return the first 16 hex digits of a mined file's hash as a 64-bit number; other texts are hashed first."""
     try:
         key = int(source_hash[:16], 16)
     except ValueError:

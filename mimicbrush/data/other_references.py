@@ -1,7 +1,7 @@
-"""The references of a sample after its first: other frames of the same shot (*ours*: the paper has one reference).
+"""The second and further references of a sample: other frames of the same shot (*ours*: the paper has one reference).
 
-The manifest names no shots. But both frames of a pair lie in one shot. So pairs of a video whose stretches of frames
-overlap, directly or through others, lie in the same one.
+The manifest does not store shots. But both frames of a pair are in the same shot. So if the frame ranges of two pairs
+of a video overlap, directly or through other pairs, these pairs are in the same shot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mimicbrush.ops.similarity import SSIM_WINDOW_PX, ssim_luma, ssim_thumbnail
 if TYPE_CHECKING:
     from mimicbrush.data.pair_sources import PairSource
 
-#: Most frames that are read for a sample: in a still shot, all of them are too similar to the source.
+#: Largest number of frames read for a sample: in a still shot, all of them are too similar to the source.
 _MAX_FRAMES = 8
 #: Number of bits of a frame number.
 _FRAME_BITS = 32
@@ -27,21 +27,21 @@ _SIDES: tuple[Side, Side] = ("a", "b")
 
 
 class ShotFrames:
-    """Frames of the same shot, of all pairs of a table.
+    """Finds the frames of the same shot, for all pairs of a table.
 
     Args:
-        keys: (N,) uint64, a number for each pair's video.
-        a_frames, b_frames: (N,) numbers of the frames of each pair in their video. A pair without (photographs), which
-            is below 0, is a shot by itself.
+        keys: (N,) uint64, a number that identifies the video of each pair.
+        a_frames, b_frames: (N,) numbers of the two frames of each pair in their video. They are negative for a
+            photograph, which is a shot by itself.
     """
 
     def __init__(self, keys: np.ndarray, a_frames: np.ndarray, b_frames: np.ndarray) -> None:
         first, last = (np.clip(frames, -1, 2**31 - 1).astype(np.int64) for frames in (a_frames, b_frames))
-        # 32 bits, as in `PairTable`: each worker process holds its own.
+        # 32 bits, as in `PairTable`, because each worker process has a copy.
         self._frames = np.stack([first, last]).astype(np.int32)
         order = np.lexsort((first, keys))
         keys, first, last = keys[order], first[order], last[order]
-        # The videos one after the other on one axis, so that a running maximum does not reach from one into the next.
+        # Each video gets its own range of numbers, so that a running maximum does not continue into the next video.
         start = np.cumsum(np.concatenate([[0], keys[1:] != keys[:-1]])) << _FRAME_BITS
         reach = np.maximum.accumulate(start + last)
         begins = np.concatenate([[True], start[1:] + first[1:] > reach[:-1]]) | (first < 0)
@@ -51,7 +51,7 @@ class ShotFrames:
         self._shots[order] = np.cumsum(begins) - 1
 
     def find(self, item: int) -> dict[int, tuple[int, Side]]:
-        """Find the frames in the shot of a pair: frame number -> (a pair that holds it, its side there), in order."""
+        """Find the frames in the shot of a pair: frame number -> (a pair that has this frame, its side), in order."""
         shot = self._shots[item]
         rows = self._rows[self._starts[shot] : self._starts[shot + 1]]
         frames, places = np.unique(self._frames[:, rows], return_index=True)
@@ -60,21 +60,21 @@ class ShotFrames:
         return {frame: (int(rows[n]), _SIDES[side]) for frame, (side, n) in places_of.items()}
 
     def number_of(self, item: int, side: Side) -> int:
-        """Return the number of a pair's frame; -1 where it has none."""
+        """Return the number of a pair's frame; -1 for a photograph."""
         return int(self._frames[_SIDES.index(side), item])
 
 
 class OtherReferences:
-    """Sampler of the references of a sample after its first.
+    """Sampler of the second and further references of a sample.
 
-    A reference is a frame of the shot that is neither the source nor another reference of the sample, and no more like
-    the source than the frames of a pair may be. Where the shot has no such frame, and of a photograph, it is the first
-    reference with another geometry and other colours.
+    Each is a frame of the same shot that is neither the source nor another reference of the sample, and that is not
+    more similar to the source than the frames of a pair may be. If the shot has no such frame, or for a photograph, the
+    first reference is used again, with another geometry and other colours.
 
     Args:
         pair_sources: where the pairs come from.
-        transform: augments them like first references.
-        count: how many there are after the first.
+        transform: augments these references like the first one.
+        count: number of references after the first.
     """
 
     def __init__(self, pair_sources: Sequence[PairSource], transform: SampleTransform, count: int) -> None:
@@ -87,12 +87,12 @@ class OtherReferences:
     def sample(
         self, component: int, item: int, reference: ImageView, source: ImageView | None, rng: np.random.Generator
     ) -> tuple[ImageView, ...]:
-        """Sample the other references of a sample.
+        """Sample the second and further references of a sample.
 
         Args:
-            component, item: the pair that the first reference is of.
-            reference: the first.
-            source: of the same pair; None: it is of another video.
+            component, item: index of the pair source, and index in it of the pair that the first reference comes from.
+            reference: the first reference.
+            source: the source, if it comes from the same pair; None if it comes from another video.
             rng: random numbers.
 
         Raises:
@@ -120,13 +120,13 @@ class OtherReferences:
 
 
 def compare_frames(one: np.ndarray, other: np.ndarray) -> float:
-    """Compute SSIM of two frames of one video, as near to the miner's as their decoded sizes allow.
+    """Compute the SSIM of two frames of one video, as close to the miner's value as their decoded sizes allow.
 
     Args:
         one, other: (H, W, 3) uint8, of any sizes.
 
     Returns:
-        -1 where one is too small.
+        SSIM in -1..1; -1 if a frame is too small for the SSIM window.
     """
     small, large = sorted(map(ssim_thumbnail, (one, other)), key=lambda each: each.size)
     if min(small.shape) < SSIM_WINDOW_PX:

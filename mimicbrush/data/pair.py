@@ -1,4 +1,4 @@
-"""One pair to read: images by offset and length inside a tar, or in their own files."""
+"""A mined pair. It reads its images by offset and length from a tar, or from their own files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mimicbrush.io.color_profiles import convert_to_srgb
 from mimicbrush.io.text import describe_error
 from mimicbrush.ops.rle import AnnotationError, SegmentError, decode_segment, read_annotation
 
-#: (offset, length) in bytes.
+#: Where an image or a JSON is in its file: (offset, length) in bytes.
 Span = tuple[int, int]
 
-#: No image or JSON of a pair is longer. A row that claims more is damaged, and would fill the memory.
+#: Largest size of an image or JSON of a pair. A row with a larger size is damaged; reading it would fill the memory.
 _MAX_BYTES = 2**28
 #: The longest side that a JPEG can have.
 _MAX_SIDE_PX = 65_535
@@ -32,12 +32,12 @@ _MAX_SIDE_PX = 65_535
 
 @contextmanager
 def refuse_pair(pair_id: str) -> Iterator[None]:
-    """Turn any error of a pair into a `DataError`: a bad pair must not end the run.
+    """Turn any error of a pair into a `DataError`, so that a bad pair does not end the run.
 
-    A full disk is no fault of a pair, and an `InputError` is about an option. Both pass.
+    Two errors are raised unchanged: a full disk, which no pair causes, and an `InputError`, which is about an option.
 
     Args:
-        pair_id: for the message.
+        pair_id: name of the pair, for the message.
 
     Raises:
         DataError: something inside went wrong.
@@ -57,16 +57,19 @@ class Pair:
     """One pair of a manifest: a row with status "pair".
 
     Attributes:
+        pair_id: unique in its manifest.
+        kind: "video" (two frames) or "image" (a photograph with segments).
+        source_path, source_hash: path and SHA-256 of the mined video or photograph.
         size_px: (height, width) of the stored images.
-        a_file: holds the images.
-        a_span, b_span: of the two JPEGs in it; a photograph has no second.
+        a_file: the file that contains the images.
+        a_span, b_span: (offset, length) of the two JPEGs in it; `b_span` is None for a photograph.
         a_points, b_points: (K, 2) float32 matched keypoints (x, y) in pixels of the stored images.
-        ssim: of the two frames; NaN for photographs.
-        annotation_file, annotation_span: the JSON of a photograph's segments.
-        segments: (K,) int32 numbers of the annotations that can be masks.
-        segment_ratios: (K,) float32, their areas over that of the image, largest first.
-        a_sha256, b_sha256: of the bytes of the JPEGs, hex; "" if they were not stored.
-        a_frame, b_frame: numbers of the frames in their video; -1 where there are none.
+        ssim: SSIM of the two frames; NaN for photographs.
+        annotation_file, annotation_span: where the JSON with the segments of a photograph is.
+        segments: (K,) int32 indices of the segments in this JSON that can be masks.
+        segment_ratios: (K,) float32, their areas as shares of the image, largest first.
+        a_sha256, b_sha256: SHA-256 of the JPEGs, hex; "" if it was not stored.
+        a_frame, b_frame: numbers of the frames in their video; -1 for photographs.
     """
 
     pair_id: str
@@ -93,7 +96,7 @@ class Pair:
         """Check that the values of the row are possible, before any file is opened.
 
         Raises:
-            DataError: it contradicts itself, or there is no image as it says.
+            DataError: its values contradict each other, or no image can have them.
         """
         if fault := _find_row_fault(self):
             raise DataError(f"pair {self.pair_id}: {fault}; mine {self.source_path} again")
@@ -103,15 +106,15 @@ class Pair:
         return self.read(self.a_span, reduce)
 
     def read_b(self, reduce: int = 1) -> np.ndarray:
-        """Read the second image, (H, W, 3) uint8 RGB; for a photograph it is the first again."""
+        """Read the second image, (H, W, 3) uint8 RGB; for a photograph, the first image again."""
         return self.read(self.b_span or self.a_span, reduce)
 
     def read(self, span: Span, reduce: int = 1) -> np.ndarray:
         """Read the image at a span, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: see `check`; or the file is missing, or what is there is not the JPEG that was mined. Its hash
-                is compared, for a JPEG can lose half of its bytes to zeros and still decode.
+            DataError: see `check`; or the file is missing or has changed. The hash is compared, because a JPEG can
+                still be decoded when half of its bytes are replaced by zeros.
         """
         self.check()
         data = self._bytes(self.a_file, span)
@@ -127,10 +130,10 @@ class Pair:
         """Read a segment of a photograph, (H, W) uint8, 0 or 1.
 
         Args:
-            number: 0..K-1, the place in `segment_ratios`.
+            number: 0..K-1, index in `segment_ratios`.
 
         Raises:
-            DataError: the JSON is missing or is not the one that was mined.
+            DataError: the JSON is missing or has changed.
         """
         assert self.annotation_file is not None, f"pair {self.pair_id} is no photograph with segments"
         try:
@@ -145,14 +148,14 @@ class Pair:
     def _bytes(self, file: Path, span: Span) -> bytes:
         offset, length = span
         try:
-            # Reading a FIFO or a device could wait without end.
+            # Opened without blocking, because opening a FIFO or a device could wait forever.
             with open(file, "rb", opener=_open_at_once) as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise DataError(f"pair {self.pair_id}: {file} is not a regular file")
                 stream.seek(offset)
                 data = stream.read(max(0, min(length, status.st_size - offset)))
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL character
             raise DataError(f"pair {self.pair_id}: cannot read {file}: {error}") from error
         if len(data) != length:
             raise self._fault(file, span, f"end after {len(data)}")
@@ -203,20 +206,20 @@ def decode_jpeg(
 ) -> np.ndarray:
     """Decode a JPEG strictly: a truncated one is an error, never a half-grey image.
 
-    What Pillow warns of, such as damaged EXIF data, is no error, and is not printed: it would not name the file.
+    Warnings of Pillow, such as about damaged EXIF data, are not printed, because they do not name the file.
 
     Args:
-        data: the whole file.
-        reduce: 1, 2, 4 or 8: decode at this fraction of the size (done by the JPEG library while decoding,
-            a good low-pass filter, and much faster).
+        data: the bytes of the whole file.
+        reduce: 1, 2, 4 or 8: divide the size by this. The JPEG library does it during decoding, which is a good
+            low-pass filter, and much faster.
         size_px: (height, width) that the whole image must have; None: any.
-        notes: gets those warnings, a text each.
+        notes: the texts of these warnings are appended to it.
 
     Returns:
-        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, whatever colour profile the file has.
+        (ceil(H / reduce), ceil(W / reduce), 3) uint8 in sRGB, converted from the colour profile of the file.
 
     Raises:
-        OSError, ValueError: not a JPEG, not all of it, or of another size.
+        OSError, ValueError: it is not a JPEG, is truncated, or has another size.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -229,15 +232,15 @@ def decode_jpeg(
 def _decode_jpeg(data: bytes, reduce: int, size_px: tuple[int, int] | None) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
-    except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
+    except UnidentifiedImageError as error:  # its text has an address in memory, which differs between runs
         raise ValueError("it does not start like a JPEG") from error
     with opened as image:
         if size_px is not None and image.size != size_px[::-1]:
-            # Before it is decoded: a small file can hold a huge image.
+            # Checked before decoding, because a small file can contain a huge image.
             raise ValueError(f"it has {image.width} x {image.height} px, not {size_px[1]} x {size_px[0]}")
         expected = tuple(-(-side // reduce) for side in image.size)
         if reduce > 1:
-            # Pillow takes the largest reduction that leaves at least what is asked for: hence rounded down.
+            # Rounded down, because Pillow takes the largest reduction whose result is at least as large as requested.
             image.draft("RGB", (max(1, image.width // reduce), max(1, image.height // reduce)))
         icc = image.info.get("icc_profile")
         pixels = image if image.mode == "RGB" and not icc else convert_to_srgb(image, icc)

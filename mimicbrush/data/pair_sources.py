@@ -1,4 +1,4 @@
-"""Where pairs come from: one mined folder, or any number of them with weights."""
+"""Loads the pairs to train on, from one mined folder or from several with weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class PairSource:
     """Pairs of one kind, and how often they are sampled.
 
     Attributes:
-        name: for messages.
-        pairs: a loader process maps them instead of holding them.
-        weight: share of the samples, relative to the others'; exact.
+        name: name of the source in messages.
+        pairs: the table of pairs; loader processes map its file into memory.
+        weight: exact share of the samples, relative to the weights of the other sources.
     """
 
     name: str
@@ -29,7 +29,7 @@ class PairSource:
 
 
 def load_pair_sources(options: DataOptions) -> list[PairSource]:
-    """Load the pairs to train on, without those that are held out or lie outside of the SSIM band.
+    """Load the pairs to train on, without held-out pairs and pairs outside the SSIM range.
 
     Raises:
         DataError: a folder is not mined, or one of several has no pair left.
@@ -85,9 +85,9 @@ def _read_training_pairs(root: str, input_root: str, options: DataOptions) -> Pa
 
 
 def _select_pairs(pairs: PairTable, kind: str, options: DataOptions) -> PairTable:
-    """Select the pairs of one kind; of videos, those within the SSIM band of training.
+    """Select the pairs of one kind; for videos, those within the SSIM range of training.
 
-    A video pair whose SSIM is no number stays: where it is read, it is refused and counted.
+    A video pair whose SSIM is NaN stays selected: it is refused and counted when it is read.
     """
     selected = pairs.column("kind") == kind
     if kind == "video":

@@ -1,4 +1,4 @@
-"""Sample number -> pair, as a pure function, so that the whole state of the loader is one integer."""
+"""Maps sample numbers to pairs by a pure function, so that the state of the loader is a single integer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mimicbrush.ops.counter_rng import mix, permute_position
 class PairMixture:
     """Mixture of several sets of pairs: sample number -> (component, item), without state.
 
-    Of the first n samples, every component gives its share of n, rounded up or down: the mixture holds for every
-    prefix, for any weights, and not only on average. The first component gives ``floor(share * n)``; `SharedTurns`
-    gives the others theirs. Within a component every item comes once per epoch, in an order that is random and differs
-    between epochs.
+    Among the first n samples, each component has its share of n, rounded up or down. So the mixture is right for every
+    n and any weights, and not only on average. The first component has ``floor(share * n)`` samples; `SharedTurns`
+    distributes the rest. Within a component, each item comes once per epoch, in a random order that differs between
+    epochs.
 
     Attributes:
-        lengths: items per component, each at least 1.
+        lengths: number of items of each component, each at least 1.
         weights: relative shares, one per component; a float means its decimal text, so that 0.7 is seven tenths.
-        seed: of the orders.
+        seed: seed of the random orders.
     """
 
     lengths: Sequence[int]
@@ -48,7 +48,7 @@ class PairMixture:
         return self.locate_in_epoch(number)[:2]
 
     def locate_in_epoch(self, number: int) -> tuple[int, int, int]:
-        """Return what `locate` does, and how often each item of the component has come before this epoch."""
+        """Return (index of the component, index of the item in it, epoch of the component), see `locate`."""
         component, ordinal = 0, math.floor(number * self._first_share)
         if math.floor((number + 1) * self._first_share) == ordinal:
             component, ordinal = 1, number - ordinal
@@ -61,11 +61,11 @@ class PairMixture:
 
 @dataclass(frozen=True)
 class FixedViews:
-    """Numbers of all fixed views: (component, item, view) <-> row. The views of an item follow each other.
+    """Row numbers of all fixed views: (component, item, view) <-> row. The views of an item have consecutive rows.
 
     Attributes:
         lengths: items per component, as in `PairMixture`.
-        count: views of each item, 1 or more.
+        count: number of views of each item, 1 or more.
     """
 
     lengths: Sequence[int]
@@ -89,39 +89,39 @@ class FixedViews:
 
 
 def to_exact(weight: float | Fraction) -> Fraction:
-    """Return a weight as the fraction that its decimal text says: 0.7 is 7/10, and no sum of powers of two."""
+    """Return a weight as the exact fraction of its decimal text: 0.7 is 7/10, without a binary rounding error."""
     return Fraction(str(weight))
 
 
-#: Turns that are worked out and kept together.
+#: Number of turns that are computed and cached together.
 _BLOCK = 4096
 
 
 class SharedTurns:
-    """Turns that several components share: number of the turn -> (component, its own count before), exact.
+    """Exact schedule of several components: number of a turn -> (component, number of its turns before).
 
-    Turn number t comes at the sample by which the components together are due t + 1 samples. Of the components
-    that do not have more than their share then, the turn goes to the one whose next sample is due first (earliest
-    deadline first). So none ever has a sample more or less than its share: between samples a and b, the turns are
-    ``ceil(b W) - ceil(a W)`` for shares that sum to W, and no subset of the components must give more than that.
+    Turn t belongs to the first sample by which these components together must have given t + 1 samples. Among the
+    components that are not ahead of their shares, the one whose next sample is due first gets the turn (earliest
+    deadline first). So no component ever has a whole sample more or less than its share: between samples a and b, there
+    are ``ceil(b W) - ceil(a W)`` turns for shares that sum to W, and no subset of the components is due more than that.
 
-    Shares are fractions, so the turns repeat; only what is asked for is worked out, a block at a time.
+    Shares are fractions, so the schedule is periodic. It is computed on demand, a block at a time.
 
     Args:
-        shares: of all samples, two or more; their sum is at most 1.
+        shares: shares of all samples, two or more; their sum is at most 1.
     """
 
     def __init__(self, shares: Sequence[Fraction]) -> None:
         self.shares = [(share.numerator, share.denominator) for share in shares]
         self.total = sum(shares)
-        # After so many samples all shares are whole numbers, and the turns begin again.
+        # After so many samples, each share is a whole number of samples, and the schedule repeats.
         self.period = math.lcm(*(denominator for _, denominator in self.shares))
         self.per_period = [self.period * top // bottom for top, bottom in self.shares]
         self._starts = [(0,) * len(self.shares)]  # counts before each block
         self._block = lru_cache(maxsize=4)(self._take_turns)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), ([Fraction(*share) for share in self.shares],)  # a loader process works out its own
+        return type(self), ([Fraction(*share) for share in self.shares],)  # a loader process computes its own cache
 
     def locate(self, turn: int) -> tuple[int, int]:
         """Return (index of the component, how many samples it has given before) of a turn."""
@@ -164,8 +164,8 @@ class RankBatches:
     Attributes:
         first_step, last_step: steps to yield, the last excluded.
         batch_size: samples per rank and micro-batch.
-        micro_batches: per step (gradient accumulation).
-        rank, world_size: this process, and how many there are.
+        micro_batches: micro-batches of each step (gradient accumulation).
+        rank, world_size: number of this process, and number of processes.
     """
 
     first_step: int

@@ -1,7 +1,7 @@
-"""What a model was trained on, as its run and its pipelines record it in ``training_data.json``.
+"""The file ``training_data.json`` of a run or pipeline: the hashes of the source files that it was trained on.
 
-The trainer writes the file. Evaluation reads it, so that nothing is measured on what was trained on. Nothing heavy is
-imported here: a command reads this before it knows whether there is anything to do.
+The trainer writes the file. Evaluation reads it, so that no result is measured on training data. Nothing heavy is
+imported here, because commands read the file before they load a model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ HASH_DIGITS = 16
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model was trained on.
+    """The source files that a model was trained on.
 
     Attributes:
-        heldout_ratio: part of the source videos that was held out, 0..1.
-        source_hashes: the first `HASH_DIGITS` hex digits of every source trained on.
+        heldout_ratio: share of the source files that was held out, 0..1.
+        source_hashes: the first `HASH_DIGITS` hex digits of the hash of each source file that was trained on.
     """
 
     heldout_ratio: float
@@ -47,7 +47,7 @@ def write_training_data(folder: Path, training: TrainingData) -> None:
 
 
 def read_training_data(folder: Path) -> TrainingData | None:
-    """Read what a run or a pipeline was trained on from its folder; None if it does not say.
+    """Read `TRAINING_DATA_FILE` from the folder of a run or of a pipeline; None if there is no such file.
 
     Raises:
         DataError: the file is there but cannot be read.

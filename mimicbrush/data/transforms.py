@@ -1,6 +1,7 @@
-"""A pair -> the views of a sample: two decoded images, their geometry and colours, and the mask (paper Sec. 3.3).
+"""Transforms a pair into a sample: two decoded images, their geometry and colours, and the mask (paper Sec. 3.3).
 
-All that is random about a sample is decided here. Rendering follows, in the loader's process or on the model's device.
+Geometry, colours, mask and matches of a sample are sampled here. Rendering follows, in the loader's process or on the
+model's device. Noise, timesteps and drops: `training/noise.py`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from mimicbrush.ops.geometry import (
 )
 from mimicbrush.ops.keypoints import find_orb_points
 
-#: The two frames of a pair; a photograph has the first alone.
+#: The two frames of a pair; a photograph has only the first.
 Side = Literal["a", "b"]
 
 _SEGMENT_TRIES = 8
-#: Number of places of a photograph to try for each match: the reference does not show all of them.
-_PLACES_PER_MATCH = 3
+#: Number of points of a photograph to try for each match: the reference does not show all of them.
+_POINTS_PER_MATCH = 3
 _NO_POINTS = np.zeros((0, 2), np.float32)
 
 
@@ -46,7 +47,7 @@ class ImageView:
         pixels: (H, W, 3) uint8 RGB, as decoded, no larger than the canvas needs.
         matrix: (3, 3) float64, from these pixels to the canvas.
         colour: (3, 4) float64, see `Jitter.matrix`.
-        side: which frame of its pair it is.
+        side: which frame of the pair this is.
     """
 
     pixels: np.ndarray
@@ -56,7 +57,7 @@ class ImageView:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether the canvas shows its mirror image."""
+        """Whether the canvas shows the image mirrored."""
         return bool(np.linalg.det(self.matrix) < 0)
 
     def render(self, size_px: int) -> np.ndarray:
@@ -66,11 +67,11 @@ class ImageView:
 
 @dataclass(frozen=True)
 class MatchedPoints:
-    """Matches of one sample: places of its source, and the places of its reference that show the same.
+    """Matches of one sample: points of the source, and the points of the reference that show the same place.
 
     Attributes:
         source_xy, reference_xy: (K, 2) float32, x and y in pixels of the canvas.
-        capacity: the most that a sample can have: what a batch is padded to.
+        capacity: largest number of matches of a sample; batches are padded to it.
     """
 
     source_xy: np.ndarray
@@ -89,8 +90,8 @@ class SampleViews:
     Attributes:
         source, reference: the two images of the pair.
         mask: (S, S) uint8, 0 or 1.
-        matches: of source and `reference`, where they were asked for.
-        other_references: those after the first.
+        matches: between `source` and `reference`; None if they were not requested.
+        other_references: the second and further references.
     """
 
     source: ImageView
@@ -106,21 +107,21 @@ class SampleTransform:
     Args:
         size_px: side of the square canvas.
         options: augmentation and masks.
-        num_matches: the most matches that a sample brings along; 0: none are looked for. They are sampled last, so
-            that nothing else about a sample depends on them.
+        num_matches: largest number of matches of a sample; 0: no matches are sampled. They are sampled last, so
+            that nothing else in a sample depends on them.
 
     Raises:
-        InputError: a mask strategy names a function that is not there.
+        InputError: a mask strategy names a function that does not exist.
     """
 
     def __init__(self, size_px: int, options: DataOptions, num_matches: int = 0) -> None:
         self.size_px, self.options, self.num_matches = size_px, options, num_matches
         for strategy in (options.mask.strategy, options.mask.image_strategy):
             if ":" in strategy:
-                find_mask_function(strategy)  # a wrong name is an error before anything is read
+                find_mask_function(strategy)  # to report a wrong name before any image is read
 
     def __call__(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
-        """Transform a pair: a function of nothing but the pair and the generator's numbers.
+        """Transform a pair. The result depends only on the pair and the random numbers.
 
         Raises:
             DataError: the pair cannot be read.
@@ -154,16 +155,17 @@ class SampleTransform:
         if rng.random() < 0.5:
             first, second = second, first
         flip = self._sample_shared_flip(rng)
-        # Both images are augmented, each by itself: the paper does not say which one is (ours).
+        # Ours: both images are augmented independently; the paper does not say which one is.
         source_matrix, reference_matrix = (self._sample_matrix(pair, rng, flip) for _ in range(2))
         source_jitter, reference_jitter = (random_jitter(self.options.jitter, rng) for _ in range(2))
         source = self._read_view(pair, first[0], source_matrix, source_jitter)
         reference = self._read_view(pair, second[0], reference_matrix, reference_jitter)
-        points, places = transform_points(first[1], source_matrix), transform_points(second[1], reference_matrix)
-        # A match counts only where the augmented reference still shows it.
-        is_visible = is_inside(places, self.size_px)
-        mask = self._sample_mask(self.options.mask.strategy, points[is_visible], source, rng)
-        return SampleViews(source, reference, mask, self._sample_matches(points, places, rng))
+        source_points = transform_points(first[1], source_matrix)
+        reference_points = transform_points(second[1], reference_matrix)
+        # Only matches that the augmented reference still shows are used.
+        is_visible = is_inside(reference_points, self.size_px)
+        mask = self._sample_mask(self.options.mask.strategy, source_points[is_visible], source, rng)
+        return SampleViews(source, reference, mask, self._sample_matches(source_points, reference_points, rng))
 
     def _transform_image(self, pair: Pair, rng: np.random.Generator) -> SampleViews:
         """Transform a photograph: two augmentations of one image (paper Sec. 3.3)."""
@@ -185,20 +187,20 @@ class SampleTransform:
     def _sample_image_matches(
         self, pair: Pair, source_matrix: np.ndarray, reference_matrix: np.ndarray, rng: np.random.Generator
     ) -> MatchedPoints | None:
-        """Sample places of a photograph: both matrices are given, so any place is a match."""
+        """Sample matches of a photograph: both views show one image, so every visible point has a known match."""
         if not self.num_matches:
             return None
         height, width = pair.size_px
-        canvas = rng.uniform(-0.5, self.size_px - 0.5, (_PLACES_PER_MATCH * self.num_matches, 2))
-        places = transform_points(canvas, np.linalg.inv(source_matrix))
-        is_visible = (places > -0.5).all(axis=1) & (places < (width - 0.5, height - 0.5)).all(axis=1)
-        source = canvas[is_visible].astype(np.float32)
-        return self._sample_matches(source, transform_points(places[is_visible], reference_matrix), rng)
+        canvas_points = rng.uniform(-0.5, self.size_px - 0.5, (_POINTS_PER_MATCH * self.num_matches, 2))
+        stored_points = transform_points(canvas_points, np.linalg.inv(source_matrix))
+        is_visible = (stored_points > -0.5).all(axis=1) & (stored_points < (width - 0.5, height - 0.5)).all(axis=1)
+        source = canvas_points[is_visible].astype(np.float32)
+        return self._sample_matches(source, transform_points(stored_points[is_visible], reference_matrix), rng)
 
     def _sample_matches(
         self, source: np.ndarray, reference: np.ndarray, rng: np.random.Generator
     ) -> MatchedPoints | None:
-        """Sample at most `num_matches` of (K, 2) places, of those that lie on both canvases."""
+        """Sample at most `num_matches` of the (K, 2) matched points, among those inside both canvases."""
         if not self.num_matches:
             return None
         usable = np.flatnonzero(is_inside(source, self.size_px) & is_inside(reference, self.size_px))
@@ -206,18 +208,19 @@ class SampleTransform:
         return MatchedPoints(source[numbers], reference[numbers], self.num_matches)
 
     def _sample_shared_flip(self, rng: np.random.Generator) -> bool | None:
+        """Sample one flip for all images; None, so that each image samples its own, without `share_flips`."""
         flip = rng.random() < self.options.geometry.flip_probability
         return bool(flip) if self.options.share_flips else None
 
     def _sample_matrix(self, pair: Pair, rng: np.random.Generator, flip: bool | None) -> np.ndarray:
         """Sample all geometry of one image: (3, 3), from *stored* pixels to the canvas."""
         height, width = pair.size_px
-        # From right to left: the stored image is letterboxed, then augmented about the centre of the canvas.
+        # Read from right to left: the stored image is letterboxed, then augmented around the centre of the canvas.
         augmentation = random_matrix(self.options.geometry, self.size_px, rng, flip)
         return augmentation @ letterbox_matrix(width, height, self.size_px)
 
     def _read_view(self, pair: Pair, side: Side, matrix: np.ndarray, jitter: Jitter) -> ImageView:
-        """Decode an image no larger than its matrix, from stored pixels to the canvas, needs it."""
+        """Decode an image, reduced as far as its matrix (from stored pixels to the canvas) allows."""
         height, width = pair.size_px
         shrink = shrink_factor(matrix, width, height)
         reduction = next(r for r in (8, 4, 2, 1) if r <= shrink or r == 1)
@@ -235,7 +238,7 @@ class SampleTransform:
         if strategy == "random_grid":
             return masks.random_grid_mask(self.size_px, rng, cells=options.cells, probability=options.probability)
         if strategy == "orb_grid":
-            # Only SIFT matches are stored. The keypoints of the image without its augmentation take 2 ms.
+            # ORB keypoints are not stored, so they are found here, in the image before augmentation (2 ms).
             return masks.fullest_grid_mask(
                 transform_points(find_orb_points(source.pixels), source.matrix),
                 self.size_px,
@@ -254,10 +257,10 @@ class SampleTransform:
     def _sample_segment_mask(
         self, pair: Pair, flip: bool | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sample the source's matrix and the segments' mask under it, (S, S) uint8.
+        """Sample the matrix of the source and the mask of its segments on the canvas, (S, S) uint8.
 
-        Segments may leave the canvas, or be too small on it: then both are sampled again, and in the end a grid
-        without matches is taken.
+        If the mask is too small or too large, both are sampled again. After `_SEGMENT_TRIES` tries, the mask is a
+        random grid.
         """
         options = self.options.mask.segments
         low, high = options.segment_ratio

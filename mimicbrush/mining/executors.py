@@ -1,4 +1,4 @@
-"""Where shards are mined: in processes of this machine, or on a Ray cluster. Both give the same bytes."""
+"""Mines shards in processes of this machine or on a Ray cluster. Both give the same bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mimicbrush.mining.worker_pool import WorkerPool
 from mimicbrush.ranges import WORKERS_RANGE, check_options, number, word
 
 ENGINES = ("local", "ray")
-#: Shards handed to Ray per core of the cluster, so that no core waits and the queue stays short.
+#: Shards submitted to Ray for each core of the cluster, so that no core waits and the queue stays short.
 _SHARDS_AHEAD = 2
-#: How often those that have ended are collected, all at once: asking takes longer, the more are waited for.
+#: Time between two calls that collect finished shards: a call takes longer, the more shards it waits for.
 _COLLECT_S = 0.5
 
 
@@ -49,16 +49,16 @@ class Resources:
 
 
 def run_shards(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
-    """Mine shards, and yield each when it ends, with whether there was anything to do.
+    """Mine shards, and yield each when it ends: (job, False if the shard was already done).
 
     Raises:
-        DataError: see `mine_shard`; shards that have ended stay.
+        DataError: see `mine_shard`; finished shards are kept.
     """
     return (_run_local if resources.engine == "local" else _run_ray)(jobs, resources)
 
 
 def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
-    """A thread per worker waits for the files of its shard, which the pool's processes read."""
+    """Mine shards in this machine: each thread mines a shard, and the processes of the pool read its files."""
     with WorkerPool(resources.workers, resources.timeout_s, resources.memory_gib) as pool:
         threads = ThreadPoolExecutor(resources.workers)
         try:
@@ -66,7 +66,7 @@ def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # A thread that waits for a file ends when the pool is stopped.
+            # Threads that wait for a file end when the pool is stopped.
             for future in futures:
                 future.cancel()
             pool.stop()
@@ -74,7 +74,7 @@ def _run_local(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tupl
 
 
 def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[ShardJob, bool]]:
-    """A Ray task per shard; each Ray worker keeps one disposable reader process."""
+    """Mine each shard as a Ray task; each Ray worker has one process of its own that reads files."""
     import ray
 
     started = not ray.is_initialized()
@@ -83,14 +83,14 @@ def _run_ray(jobs: Sequence[ShardJob], resources: Resources) -> Generator[tuple[
         if resources.ray_address:
             try:
                 ray.init(address=resources.ray_address, **quiet)
-            except Exception as error:  # of many types: no cluster, another version, an address that is none
+            except Exception as error:  # many types: no cluster, another version of Ray, an invalid address
                 reason = make_storable(str(error))
                 raise InputError(
                     f"ray_address={resources.ray_address}: cannot connect to a cluster there ({reason})"
                 ) from error
-        else:  # of our own: for this machine only
+        else:  # start a cluster that listens only on this machine
             ray.init(num_cpus=resources.workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    # A worker or a node that dies is the cluster's business: the shard is simply mined again.
+    # If a worker or a node of the cluster dies, Ray mines the shard again.
     remote = ray.remote(num_cpus=1, max_retries=-1)(_mine_on_ray)
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))

@@ -1,4 +1,4 @@
-"""A manifest as JSON lines, for programs that cannot read Parquet."""
+"""Exports a manifest as JSON lines, for programs that cannot read Parquet."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SHORT_FLOATS = [column.name for column in SCHEMA if column.type in (pa.float32(
 def export_rows(root: Path, out: TextIO) -> int:
     """Write all rows of a mined folder, one JSON object per line, with the columns in the order of the schema.
 
-    NaN becomes null; numbers of 32 bits have as many digits as it takes to give them back.
+    NaN becomes null; 32-bit numbers have only as many digits as are needed to restore them exactly.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
-        DataError: no manifest there, or a part that cannot be read.
+        DataError: there is no manifest, or a part cannot be read.
     """
     table = read_rows(root)
     for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):

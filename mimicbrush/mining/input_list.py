@@ -1,7 +1,7 @@
 """Read a list of inputs: paths, and optionally the hash, licence and address of each file.
 
-A list is small for what it names: one that unpacks to gigabytes is refused before it is unpacked. A cell that cannot be
-the path of a file is an input with a reason; a list that contradicts itself is an error.
+A Parquet list that is very large when decompressed is refused before it is read. A path that cannot be a file becomes
+an input that is refused with a reason; a list that contradicts itself is an error.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mimicbrush.mining.segmented_images import LONGEST_NAME, normalise_name
 from mimicbrush.ranges import NumberRange
 
 LIST_SUFFIXES = (".csv", ".parquet")
-#: Columns that are read, by the names that lists give them.
+#: Columns that are read: name in the list -> meaning.
 _COLUMNS = {name: name for name in ("path", "sha256", "licence", "url", "start_s", "end_s")} | {"license": "licence"}
 _SECONDS = NumberRange(at_least=0)
 SHA256 = re.compile(r"[0-9a-f]{64}")
-#: A Parquet list may unpack to so many bytes, or to so many times its own size, whichever is more.
+#: Largest size of a Parquet list when decompressed: in bytes, or as a multiple of its own size; the larger one counts.
 _MAX_UNPACKED_BYTES, _MAX_EXPANSION = 1 << 28, 100
-#: Characters of a cell, about the limit of `csv`.
+#: Longest cell in characters, about the limit of `csv`.
 _LONGEST_CELL = 1 << 17
 _ROWS_AT_ONCE = 4096
-#: What the one column means that `read_list_column` reads.
+#: Meaning of the column that `read_list_column` reads.
 _WANTED = "wanted"
 
 
@@ -42,16 +42,16 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
     """Read the inputs in a list, a CSV (UTF-8, with a header) or Parquet file.
 
     Args:
-        path: of the list. It must have a column `path`, relative to `root`, and may have `sha256`, `licence` (or
-            `license`), `url`, and `start_s` and `end_s` of a video; empty cells say nothing.
-        root: the files must lie in this folder.
+        path: the list. It must have a column `path`, relative to `root`. It may have `sha256`, `licence` (or
+            `license`), `url`, and for videos `start_s` and `end_s`; their cells may be empty.
+        root: the folder that contains the files.
 
     Returns:
-        The inputs, sorted by path, and the columns that were not read.
+        The inputs, sorted by path, and the names of unused columns. Missing files are also inputs, with a reason.
 
     Raises:
-        InputError: the list cannot be read, lacks `path`, names a file twice, holds a hash that is none, or a path
-            that leaves the folder. Missing files are inputs, too, with a reason.
+        InputError: the list cannot be read, has no column `path`, lists a file twice, has an invalid hash, or a path
+            outside the folder.
     """
     items: dict[str, Item] = {}
     unused: list[str] = []
@@ -66,14 +66,14 @@ def read_input_list(path: Path, root: Path) -> tuple[list[Item], list[str]]:
 
 
 def read_list_column(path: Path, column: str) -> dict[str, str]:
-    """Read one column of a list of inputs, such as captions: path of a file, as it was mined -> text of its cell.
+    """Read one column of a list of inputs, such as captions: path of the mined file -> text of its cell.
 
     Args:
-        path: of the list, as for `read_input_list`.
-        column: its name; capitals do not matter.
+        path: the list, as for `read_input_list`.
+        column: name of the column; upper and lower case are the same.
 
     Raises:
-        InputError: the list cannot be read, has no column of this name, or two texts for a file.
+        InputError: the list cannot be read, has no such column, or has two texts for a file.
     """
     wanted = column.strip().lower()
     if wanted in ("", "path"):
@@ -92,7 +92,7 @@ def read_list_column(path: Path, column: str) -> dict[str, str]:
 
 
 def _read_entries(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
-    """The entries of a list: meaning -> cell. Whatever is wrong with the file is an InputError."""
+    """Yield the entries of a list: meaning of the column -> cell. Errors of the file become an InputError."""
     if not path.is_file():
         found = "is a pipe, a socket or a device; expected a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}")
@@ -105,7 +105,7 @@ def _read_entries(path: Path, meanings: Mapping[str, str], unused: list[str]) ->
 
 
 def _choose_columns(path: Path, columns: list[str], meanings: Mapping[str, str], unused: list[str]) -> dict[str, str]:
-    """Column of the list -> what it means; the other columns are added to `unused`."""
+    """Return the known columns of a list: name -> meaning; the names of the others are added to `unused`."""
     known = {column: meanings[column.strip().lower()] for column in columns if column.strip().lower() in meanings}
     names = [known[column] for column in columns if column in known]
     if "path" not in names or len(set(names)) < len(names):
@@ -130,7 +130,10 @@ def _read_csv(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Ite
 
 
 def _read_parquet(path: Path, meanings: Mapping[str, str], unused: list[str]) -> Iterator[dict[str, str]]:
-    """Rows in batches, with texts that repeat kept once: a few bytes can stand for a million long rows."""
+    """Yield the rows of a Parquet list in batches.
+
+    Repeated texts are stored once, because a few bytes of a file can expand to a million long rows.
+    """
     with pq.ParquetFile(path) as opened:
         known = _choose_columns(path, opened.schema_arrow.names, meanings, unused)
         _check_types(path, opened.schema_arrow, known)
@@ -138,7 +141,7 @@ def _read_parquet(path: Path, meanings: Mapping[str, str], unused: list[str]) ->
     texts = [column for column in known if _is_text(opened.schema_arrow.field(column).type)]
     with pq.ParquetFile(path, read_dictionary=texts) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=list(known)):
-            batch.validate(full=True)  # in a damaged file, a cell may be the number of a text that is not there
+            batch.validate(full=True)  # in a damaged file, the index of a text may be out of range
             columns = [_read_cells(path, batch[column]) for column in known]
             for cells in zip(*columns, strict=True):
                 yield dict(zip(known.values(), cells, strict=True))
@@ -170,7 +173,7 @@ def _check_unpacked_size(path: Path, metadata: pq.FileMetaData, known: dict[str,
 
 
 def _read_cells(path: Path, column: pa.Array) -> Iterable[str]:
-    """The cells of a column as text; null and NaN say nothing, as an empty cell does."""
+    """Return the cells of a column as text; null and NaN are empty cells."""
     if not pa.types.is_dictionary(column.type):
         return ["" if value is None or value != value else str(value) for value in column.to_pylist()]
     lengths = [value for value in pc.binary_length(column.dictionary).to_pylist() if value is not None]
@@ -200,11 +203,11 @@ def read_seconds(cell: str, named: str) -> float | None:
     """Read a time of a list; None for an empty cell.
 
     Args:
-        cell: as the list has it.
-        named: where it stands, for the message.
+        cell: text of the cell.
+        named: the entry and its column, for the message.
 
     Raises:
-        InputError: it is no time.
+        InputError: the cell is not a time in seconds.
     """
     if not cell:
         return None
@@ -223,7 +226,7 @@ def _find_listed_file(name: str, root: Path, where: str) -> Item:
         if not file.exists():
             return refuse_item(relative, "absent", f"not in {root.name}/")
     except InputError as error:
-        if error.__cause__ is not None:  # it does not lead out, but nowhere
+        if error.__cause__ is not None:  # the path cannot be resolved
             return refuse_item(relative, "unreadable", "a circular link")
         raise InputError(f"{where}: {make_storable(str(error))}") from error
     except OSError as error:

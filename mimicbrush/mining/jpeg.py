@@ -1,4 +1,4 @@
-"""Frames for a shard: reduced to the stored size, then encoded."""
+"""Reduces frames to the stored size and encodes them as JPEGs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def shrink_to_side(image: np.ndarray, max_side_px: int) -> np.ndarray:
-    """Reduce an image by INTER_AREA until its long side is at most `max_side_px`; a smaller one stays itself."""
+    """Reduce an image by INTER_AREA so that its long side is at most `max_side_px`; smaller ones are returned as is."""
     height, width = image.shape[:2]
     scale = max_side_px / max(height, width)
     if scale >= 1:

@@ -1,12 +1,12 @@
 """Selection of pairs of frames from a video.
 
-One pass, bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and chosen pairs as
-JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are too many
-stretches, neighbours merge and the stretch doubles.
+It takes one pass and bounded memory: only the candidates of the last `max_gap_s` seconds are held as pixels, and the
+chosen pairs as JPEGs. The length of the clip need not be known: one pair is kept per stretch of time. When there are
+too many stretches, neighbours are merged and the length of a stretch doubles.
 
-Among the admissible pairs of a stretch each is equally likely, by a hash of the two frame numbers, its rank. A frame
-waits until all its partners are known. They are then tried by rank, so the first that is admissible wins, and no other
-is compared or matched.
+Each admissible pair of a stretch is equally likely: the one with the lowest rank, a hash of its two frame numbers, is
+kept. A frame waits until all its partners are known, and tries them by rank. After its first admissible pair, its
+other pairs are neither compared nor matched.
 
 A frame is refused as "too_small", "flat" or "blurred" (`_Search._find_fault`); a pair as "across_cut"
 (`_Search._pair_oldest`), "too_similar", "too_different" or "few_matches" (`_Search._admit`). A clip without a pair
@@ -41,17 +41,17 @@ from mimicbrush.ops.similarity import (
     ssim_thumbnail,
 )
 
-#: Frame times are rounded to ticks of the container, so the grid of candidates needs some play.
-_TIME_PLAY_S = 1e-3
+#: Frame times are rounded to ticks of the container, so times are compared with a tolerance.
+_TIME_TOLERANCE_S = 1e-3
 
 
 class Candidate:
     """A frame that may become half of a pair; costly things are computed at most once, and only if needed.
 
     Args:
-        number, time_s: of the frame.
+        number, time_s: number and time of the frame.
         image: (H, W, 3) uint8 RGB as it will be stored.
-        options: how it is stored and matched.
+        options: how frames are stored and matched.
     """
 
     def __init__(self, number: int, time_s: float, image: np.ndarray, options: MiningOptions) -> None:
@@ -68,7 +68,7 @@ class Candidate:
 
     @cached_property
     def statistics(self) -> LumaStatistics:
-        """What SSIM needs of the thumbnail, see `mimicbrush.ops.similarity.luma_statistics`."""
+        """Statistics of the thumbnail for SSIM, see `mimicbrush.ops.similarity.luma_statistics`."""
         return luma_statistics(self.thumbnail)
 
     @cached_property
@@ -121,8 +121,8 @@ class Stopwatch:
         finally:
             self.seconds[step] += time.perf_counter() - start
 
-    def each(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Yield the frames, and count the wait for each as decoding."""
+    def timed_frames(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """Yield the frames, and add the wait for each to the step "decode"."""
         iterator = iter(frames)
         while True:
             with self.timed("decode"):
@@ -137,13 +137,13 @@ class Selection:
     """The pairs of one clip, and examples of refused ones.
 
     Attributes:
-        pairs: in order of time.
-        reason: a key of `refusals.REJECTED` where there are no pairs, else "".
-        detail: what was tried, for a person to read.
+        pairs: the chosen pairs, in order of time.
+        reason: a key of `refusals.REJECTED` if there are no pairs, else "".
+        detail: what was tried, as text for people.
         refused: examples of refused pairs.
-        num_frames: of the clip.
-        num_compared: pairs whose SSIM was computed.
-        seconds: step -> seconds; the only part that another run of the same clip does not give again.
+        num_frames: number of frames of the clip.
+        num_compared: number of pairs whose SSIM was computed.
+        seconds: step -> seconds; the only value that can differ between two runs on the same clip.
     """
 
     pairs: list[ChosenPair]
@@ -162,26 +162,26 @@ def select_pairs(
 
     Args:
         frames: all of the clip, in order.
-        options: what makes a pair.
-        span_s: only frames of this part become pairs, from its first second to its last. The others are read all the
-            same: a fault anywhere in a file makes all of it suspect.
+        options: which frames and pairs are admissible.
+        span_s: only frames in this range (start, end) form pairs. The others are still decoded, because a fault
+            anywhere makes the whole file suspect.
 
     Raises:
-        UntrustedFileError: what the reader raises, at any time; nothing of the clip is then used.
+        UntrustedFileError: the reader raised it, at any frame; the clip is then not used at all.
     """
     watch = Stopwatch()
     search = _Search(options, watch)
     shots = ShotDetector(options.cut_ratio, options.min_cut)
-    undecided: deque[Candidate] = deque()  # until the detector decides in which shot they lie
+    undecided: deque[Candidate] = deque()  # the detector has not yet decided in which shot these are
     num_frames, next_s, end_s = 0, 0.0, 0.0
-    for frame in watch.each(frames):
+    for frame in watch.timed_frames(frames):
         num_frames += 1
         end_s = frame.time_s
         with watch.timed("shots"):
             shots.add(frame.to_thumbnail())
-        is_inside = span_s[0] - _TIME_PLAY_S <= frame.time_s <= span_s[1] + _TIME_PLAY_S
-        if is_inside and frame.time_s >= next_s - _TIME_PLAY_S:
-            steps = int((frame.time_s + _TIME_PLAY_S) / options.candidate_interval_s)
+        is_inside = span_s[0] - _TIME_TOLERANCE_S <= frame.time_s <= span_s[1] + _TIME_TOLERANCE_S
+        if is_inside and frame.time_s >= next_s - _TIME_TOLERANCE_S:
+            steps = int((frame.time_s + _TIME_TOLERANCE_S) / options.candidate_interval_s)
             next_s = (steps + 1) * options.candidate_interval_s
             with watch.timed("decode"):
                 image = shrink_to_side(frame.to_rgb(), options.max_side_px)
@@ -204,7 +204,7 @@ class _Search:
         self.watch = watch
         self.stretch_s = options.candidate_interval_s
         self.window: deque[tuple[int, Candidate]] = deque()  # (shot, candidate) within reach
-        self.slots: dict[int, tuple[int, ChosenPair]] = {}
+        self.stretches: dict[int, tuple[int, ChosenPair]] = {}  # number of the stretch -> (rank, pair)
         self.refusals: Counter[str] = Counter()
         self.examples: dict[str, tuple[int, RefusedExample]] = {}  # reason -> the one of lowest rank
         self.ssims: list[float] = []
@@ -212,7 +212,7 @@ class _Search:
     def consider(self, candidate: Candidate, shots: ShotDetector) -> None:
         """Add a candidate, and decide about the earlier ones that are now out of reach."""
         shot = shots.shot_of(candidate.number)
-        while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_PLAY_S:
+        while self.window and candidate.time_s - self.window[0][1].time_s > self.options.max_gap_s + _TIME_TOLERANCE_S:
             self._pair_oldest()
         fault = self._find_fault(candidate, [each for each_shot, each in self.window if each_shot == shot])
         if fault:
@@ -221,9 +221,11 @@ class _Search:
         self.window.append((shot, candidate))
 
     def _pair_oldest(self) -> None:
-        """Take the oldest candidate out of the window, and try it with each later one there, the best rank first."""
+        """Take the oldest candidate out of the window, and try it with each later one there, lowest rank first."""
         shot, a = self.window.popleft()
-        later = [each for each in self.window if each[1].time_s - a.time_s >= self.options.min_gap_s - _TIME_PLAY_S]
+        later = [
+            each for each in self.window if each[1].time_s - a.time_s >= self.options.min_gap_s - _TIME_TOLERANCE_S
+        ]
         for b_shot, b in sorted(later, key=lambda each: mix(a.number, each[1].number)):
             if b_shot != shot:
                 self._refuse("across_cut", a, b)
@@ -242,19 +244,20 @@ class _Search:
             return "blurred" if candidate.sharpness < least else ""
 
     def _offer(self, a: Candidate, b: Candidate) -> None:
-        """Take this pair if it is admissible and its rank beats that of its stretch."""
+        """Keep this pair if it is admissible and its rank is lower than that of the pair kept for its stretch."""
         rank = mix(a.number, b.number)
-        slot = int((a.time_s + _TIME_PLAY_S) / self.stretch_s)
-        if slot in self.slots and self.slots[slot][0] <= rank:
+        stretch = int((a.time_s + _TIME_TOLERANCE_S) / self.stretch_s)
+        if stretch in self.stretches and self.stretches[stretch][0] <= rank:
             return
         pair = self._admit(a, b)
         if pair is None:
             return
-        self.slots[slot] = rank, pair
-        while len(self.slots) > 2 * self.options.pairs_per_clip:
-            self._merge()
+        self.stretches[stretch] = rank, pair
+        while len(self.stretches) > 2 * self.options.pairs_per_clip:
+            self._merge_stretches()
 
     def _admit(self, a: Candidate, b: Candidate) -> ChosenPair | None:
+        """Compare and match two frames; None, with the refusal counted, if they are not admissible."""
         with self.watch.timed("ssim"):
             ssim = ssim_statistics(a.statistics, b.statistics)
         self.ssims.append(ssim)
@@ -286,7 +289,7 @@ class _Search:
     def _refuse(
         self, reason: str, a: Candidate, b: Candidate | None = None, ssim: float = float("nan"), num_matches: int = -1
     ) -> None:
-        """Count it, and keep one example of each reason: the one whose hash is lowest."""
+        """Count a refusal, and keep one example of each reason: the one whose hash is lowest."""
         self.refusals[reason] += 1
         b_frame = -1 if b is None else b.number
         rank = mix(a.number, b_frame)
@@ -295,18 +298,19 @@ class _Search:
         image = make_thumbnail(a.image) if b is None else np.hstack([make_thumbnail(a.image), make_thumbnail(b.image)])
         self.examples[reason] = rank, RefusedExample(reason, a.number, b_frame, ssim, num_matches, image)
 
-    def _merge(self) -> None:
+    def _merge_stretches(self) -> None:
+        """Double the length of a stretch; of two merged ones, the pair with the lower rank is kept."""
         self.stretch_s *= 2
         merged: dict[int, tuple[int, ChosenPair]] = {}
-        for slot, entry in sorted(self.slots.items(), key=lambda item: item[1][0]):
-            merged.setdefault(slot // 2, entry)
-        self.slots = merged
+        for stretch, entry in sorted(self.stretches.items(), key=lambda item: item[1][0]):
+            merged.setdefault(stretch // 2, entry)
+        self.stretches = merged
 
     def result(self, num_frames: int, end_s: float) -> Selection:
-        """The chosen pairs, thinned evenly to `pairs_per_clip`, or why there are none."""
+        """Return the chosen pairs, at most `pairs_per_clip` and spread evenly, or why there are none."""
         while self.window:
             self._pair_oldest()
-        pairs = [self.slots[slot][1] for slot in sorted(self.slots)]
+        pairs = [self.stretches[stretch][1] for stretch in sorted(self.stretches)]
         most = self.options.pairs_per_clip
         if len(pairs) > most:
             pairs = [pairs[i * len(pairs) // most] for i in range(most)]

@@ -1,4 +1,4 @@
-"""The plan of a mined folder: the files, and their shards. Once written, it can only be extended."""
+"""The plan of a mined folder: its input files and their shards. A later run can only add files and shards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mimicbrush.ops.similarity import SSIM_DEFINITION
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi")
 ARCHIVE_SUFFIXES = (".tar",)
 _PLAN_FORMAT = 2
-#: Characters of a suffix that is counted; a longer one is the end of a sentence.
+#: Longest suffix that is counted, in characters; a longer one is probably text after a dot.
 _LONGEST_SUFFIX = 16
 
 
@@ -38,11 +38,11 @@ class Item:
 
     Attributes:
         path: relative to the input folder, with forward slashes.
-        kind: "video", "image" (with a .json beside it), "archive", or "refused" (never opened).
-        size: bytes, of an image together with its .json; -1 where it was not asked for.
-        reason, detail: for "refused".
-        sha256, licence, url: what an input list says of the file (of a tar: of all in it); "" for nothing.
-        start_s, end_s: of a video, the part that pairs may come from; None: to its end.
+        kind: "video", "image" (with a .json of the same name), "archive", or "refused" (never opened).
+        size: bytes, of an image together with its .json; -1 for "refused".
+        reason, detail: for "refused": a key of `refusals.QUARANTINED`, and a text.
+        sha256, licence, url: values from the input list (for a tar: of all its files); "" if there are none.
+        start_s, end_s: for a video: the time range that pairs may come from; None: to its end.
     """
 
     path: str
@@ -63,11 +63,11 @@ class Item:
 
     @property
     def span_s(self) -> tuple[float, float]:
-        """The part of a video to mine: first and last second."""
+        """The time range of a video to mine: start and end in seconds."""
         return self.start_s, math.inf if self.end_s is None else self.end_s
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values. A missing time range is not written: plans of earlier versions had none."""
+        """Return the values. A time range is only included if there is one: plans of earlier versions had none."""
         is_whole = self.span_s == (0.0, math.inf)
         return {name: value for name, value in vars(self).items() if not (is_whole and name in ("start_s", "end_s"))}
 
@@ -77,7 +77,10 @@ class Plan:
     """The shards of an output folder, each a list of inputs, and the options they are mined with.
 
     Attributes:
-        input_root: what the inputs' paths are relative to, itself relative to the output folder.
+        input_root: the input folder, relative to the output folder; the paths of the inputs are relative to it.
+        options: the values of `MiningOptions` by name.
+        ssim_definition: the definition of SSIM of the version that started the folder.
+        shards: the inputs of each shard.
     """
 
     input_root: str
@@ -86,7 +89,7 @@ class Plan:
     shards: list[list[Item]] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """Write the plan as the text of its file."""
+        """Return the plan as the text of its file."""
         shards = [[item.to_json() for item in shard] for shard in self.shards]
         return json.dumps({"format": _PLAN_FORMAT, **vars(self), "shards": shards}, indent=1) + "\n"
 
@@ -98,14 +101,14 @@ def suffix_of(name: str) -> str:
 
 
 def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
-    """Walk the input folder, and list what can be mined.
+    """Walk the input folder, and list the files that can be mined.
 
     Args:
         root: the input folder, resolved.
-        output: the output folder, resolved; it and every other mined folder is passed over.
+        output: the output folder, resolved; it is skipped, as every other mined folder.
 
     Returns:
-        The inputs, sorted by path, and how many files of each other suffix there are.
+        The inputs, sorted by path, and the number of other files by suffix.
 
     Raises:
         InputError: the input folder itself cannot be read.
@@ -141,7 +144,7 @@ def find_items(root: Path, output: Path) -> tuple[list[Item], Counter[str]]:
 
 
 def _list_folder(folder: Path) -> tuple[list[tuple[str, bool]], set[str]]:
-    """The folders in a folder, each with whether it is a link, and the names of all else."""
+    """List the subfolders of a folder, as (name, is it a link), and the names of everything else in it."""
     with os.scandir(folder) as entries:
         kinds = [(entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries]
     return [(name, is_link) for name, is_folder, is_link in kinds if is_folder], {
@@ -157,7 +160,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def find_item(path: Path, root: Path) -> Item | None:
-    """Describe a file below `root` as an input; None if its name is not of any kind that is mined."""
+    """Describe a file below `root` as an input; None if files with such a name are not mined."""
     name = path.relative_to(root)
     try:
         return _describe_file(path, name, root)
@@ -212,17 +215,17 @@ def _is_mined_folder(folder: Path) -> bool:
         return False
 
 
-#: Options that earlier versions did not have, and what those did.
+#: Options that earlier versions did not have, with the values that describe what those versions did.
 _EARLIER = {"hdr": "keep", "interlaced": "keep"}
 
 
 def add_earlier_options(output: Path, options: MiningOptions) -> tuple[MiningOptions, list[str]]:
-    """Set the options to those of the version that started a mined folder, if it had fewer options.
+    """Set options that did not exist yet when a mined folder was started to what that version did.
 
-    The shards of a folder are mined alike; what one of them was made by is not changed by a newer version.
+    All shards of a folder are mined with the same options, also if a newer version adds some of them.
 
     Returns:
-        The options, and notes for the user: of options that have other values now than were given.
+        The options, and notes for the user about options whose values were changed.
     """
     plan = read_plan(output / PLAN_NAME)
     missing: dict[str, Any] = {}
@@ -243,8 +246,8 @@ def make_plan(output: Path, root: Path, items: Sequence[Item], options: MiningOp
     Args:
         output: the mined folder.
         root: the input folder.
-        items: what is there.
-        options: what makes a pair.
+        items: the inputs of this run.
+        options: options of mining.
 
     Raises:
         InputError: other options than before, another input folder, or a file that has changed since.

@@ -10,7 +10,7 @@ Where a file is refused, by the file of this package that decides it:
 * A photograph or a tar: `segmented_images` (rotated, bad_json, bad_segment, bad_archive, ambiguous, bad_name, damaged,
   too_large).
 * Its process: `worker_pool` (timeout, worker_died).
-* Any other error while it is worked on: `worker` and `worker_pool` (failed). So no file ends a run.
+* Any other error while it is mined: `worker` and `worker_pool` (failed). So no file ends a run.
 * Readable, but without a pair: `pair_selection` (videos), `video/signals` (hdr, interlaced) and `worker` (no_segment,
   no_photograph).
 * The same bytes as an earlier file: `mimicbrush.data.manifest` (duplicate), which sees all shards at once.

@@ -58,12 +58,12 @@ class MiningResult:
     """Result of a mining run.
 
     Attributes:
-        summary: of the whole folder; None where other tasks have not ended yet.
-        shards_done, shards: finished, and planned.
-        shards_mined: by this run.
-        notes: for a person to read.
-        warning: that most pairs hardly move, see
-            `report.statistics.warn_of_still_pairs`; None where they do.
+        summary: summary of the whole folder; None if other tasks are not finished yet.
+        shards_done, shards: number of finished shards, and of all shards.
+        shards_mined: number of shards that this run mined.
+        notes: notes for the user.
+        warning: a warning that most pairs have little motion, see
+            `report.statistics.warn_of_still_pairs`; None if they have enough.
     """
 
     summary: Summary | None
@@ -87,24 +87,24 @@ def mine_folder(
 ) -> MiningResult:
     """Mine all videos, photographs with segments, and tars of these in a folder or a list.
 
-    A shard that is done is not touched, so a run that was stopped is simply started again. Several processes may
-    mine one output folder if each has its own `task`.
+    Finished shards are not changed. So to continue a run that was stopped, start it again. Several processes may mine
+    one output folder if each has its own `task`.
 
     Args:
         inputs: a folder, searched with all its subfolders, or a list (`mimicbrush.mining.input_list`).
-        output: made if needed; gets `manifest/`, `shards/`, `markers/` and the other files of data_manifests/README.md.
-        options: what makes a pair; None for the defaults.
-        resources: what may be used; None for the defaults.
-        task: of an array; None mines all.
-        input_root: the folder that a list's paths are relative to; None: the one that it lies in.
-        reader: for videos; None for the one that the options name. It is pickled.
-        progress: whether to show a progress bar on stderr.
+        output: output folder, created if needed; data_manifests/README.md describes its files.
+        options: options of mining; None for the defaults.
+        resources: resources that may be used; None for the defaults.
+        task: which part of the shards to mine; None: all.
+        input_root: the folder that the paths of a list are relative to; None: the folder of the list.
+        reader: decodes videos and is pickled; None for the reader that the options name.
+        progress: show a progress bar on stderr.
 
     Raises:
-        InputError: nothing to mine, or an output that does not belong to it, cannot be written to or is being written
-            to by another process (`LockedError`).
-        DataError: an output folder whose files cannot be read or written, or an input folder that has gone; the shards
-            that are finished stay. Whatever else happens at an input is a row with a reason.
+        InputError: there is nothing to mine; or the output belongs to other inputs, cannot be written, or is being
+            written by another process (`LockedError`).
+        DataError: files of the output cannot be read or written, or the input folder no longer exists; finished shards
+            are kept. All other errors of an input file become a row with a reason.
     """
     options, resources, task = options or MiningOptions(), resources or Resources(), task or ArrayTask()
     if not isinstance(progress, bool):
@@ -112,7 +112,7 @@ def mine_folder(
     root, output = _check_folders(inputs, output, input_root)
     check_output_folder(output, "output=")
     items, ignored, notes = _read_inputs(inputs, root, output)
-    # The tasks of an array share the folder. Workers, of this machine or of a Ray cluster, need no lock of their own.
+    # Each task of an array has its own lock in the shared folder. Workers (local or Ray) need no lock.
     with hold_folder(output, "" if task.count == 1 else f"{task.index}-of-{task.count}"):
         options, kept = planning.add_earlier_options(output, options)
         plan = planning.make_plan(output, root, items, options)
@@ -123,7 +123,7 @@ def mine_folder(
             tone_map=options.hdr == "tone_map",
             deinterlace=options.interlaced == "deinterlace",
         )
-        if task.count == 1:  # else another task may be writing just now
+        if task.count == 1:  # otherwise another task may be writing one of these files
             for leftover in output.glob(ASIDE_PATTERN):
                 leftover.unlink(missing_ok=True)
         _write_if_new(output / PLAN_NAME, plan.to_json())
@@ -149,7 +149,7 @@ def _check_folders(inputs: Path, output: Path, input_root: Path | None) -> tuple
     root, output = (input_root or (inputs if inputs.is_dir() else inputs.parent)).resolve(), output.resolve()
     if root == output:
         raise InputError(f"input and output are the same folder {root}; use another output")
-    check_outside_mined_folder(output.parent, f"output={output}")  # the folder itself may be one, to go on with
+    check_outside_mined_folder(output.parent, f"output={output}")  # the output itself may be a mined folder to extend
     return root, output
 
 
@@ -168,7 +168,7 @@ def _read_inputs(inputs: Path, root: Path, output: Path) -> tuple[list[Item], Co
 
 
 def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
-    """Mine shards; of how many there was anything to do."""
+    """Mine shards, and return how many were not already done."""
     num_files = sum(len(job.items) for job in jobs)
     mined = 0
     with tqdm(total=num_files, unit="file", desc="mining", disable=not progress) as bar:
@@ -179,7 +179,11 @@ def _run(jobs: list[ShardJob], resources: Resources, progress: bool) -> int:
 
 
 def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Plan) -> tuple[Summary, str | None]:
-    """Once all shards are there: the index for training, the summary, the report; and the warning of the report."""
+    """When all shards are done: write the index for training, the summary and the report.
+
+    Returns:
+        The summary, and the warning of the report.
+    """
     for job in done:
         ignored = ignored + _read_ignored(job)
     if not is_index_current(output, needs_checksum=True):
@@ -190,7 +194,7 @@ def _finish(output: Path, done: list[ShardJob], ignored: Counter[str], plan: Pla
 
 
 def _read_ignored(job: ShardJob) -> Counter[str]:
-    """The files of other types in the archives of a shard, by suffix."""
+    """Read from the marker of a shard how many other files its archives have, by suffix."""
     try:
         counts = json.loads(job.paths.marker.read_text(encoding="utf-8"))["ignored"]
         return Counter({str(suffix): int(count) for suffix, count in counts.items()})
@@ -199,7 +203,7 @@ def _read_ignored(job: ShardJob) -> Counter[str]:
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    """Write a file unless it says the same already: a run that finds nothing to do changes nothing."""
+    """Write a file unless it already has this content, so that a run without new inputs changes no file."""
     data = text.encode()
     if path.is_file() and path.read_bytes() == data:
         return

@@ -1,7 +1,8 @@
 """Photographs with segments in the layout of SA-1B: NAME.jpg and NAME.json, as files or inside a tar.
 
-They stay where they are: only the place of an image and of its segments is stored: file and offset. What is beside
-what is decided here alone, for files and for members of tars: names are compared after `normalise_name`.
+They are not copied: the manifest stores the file and the offset of an image and of its segments. Only this module
+decides which JSON belongs to which photograph, for files and for members of tars; names are compared after
+`normalise_name`.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from mimicbrush.ops.rle import AnnotationError, SegmentError, read_annotation, r
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 #: Suffixes of the segments of a photograph; the first that exists is used.
 ANNOTATION_SUFFIXES = (".json", ".JSON")
-#: Characters of a name, about what an operating system takes for a path.
+#: Longest name in characters, about the limit of operating systems for a path.
 LONGEST_NAME = 4096
-#: Zeros that a writer of tars may put behind the end mark to fill its last record; usual are at most 10 kB.
+#: Largest number of zeros after the end mark of a tar, which fill its last record; at most 10 kB are common.
 _LONGEST_PADDING = 1 << 20
 _NORMAL_ORIENTATION = 1
 
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """A photograph that decodes, with the segments that can be masks.
+    """A photograph that can be decoded, with the segments that can be masks.
 
     Attributes:
-        width_px, height_px: of the photograph.
-        segments: numbers of the annotations, largest first; may be empty.
-        ratios: their areas over that of the photograph.
-        detail: what was left out, for a person to read.
+        width_px, height_px: size of the photograph.
+        segments: indices of the segments in the JSON, largest first; may be empty.
+        ratios: their areas as shares of the photograph.
+        detail: what was left out, as text for people.
     """
 
     width_px: int
@@ -54,7 +55,7 @@ class SegmentedImage:
 
 
 def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions) -> SegmentedImage:
-    """Check a photograph and all of its segments, and choose by area.
+    """Check a photograph and all of its segments, and choose segments by their area.
 
     Args:
         jpeg: the whole .jpg file.
@@ -62,7 +63,8 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
         options: limits of size and area.
 
     Raises:
-        UntrustedFileError: what does not decode, is turned by EXIF, or does not fit together.
+        UntrustedFileError: one of them cannot be decoded, the EXIF data rotates the photograph, or a segment does not
+            fit the photograph.
     """
     width, height, notes = _check_jpeg(jpeg, options.max_pixels)
     segments: list[tuple[float, int]] = []
@@ -85,10 +87,10 @@ def read_segmented_image(jpeg: bytes, annotation: bytes, options: MiningOptions)
 
 
 def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
-    """Decode once, to know that it can be done; width and height in px, and what Pillow warns of."""
+    """Check that a JPEG can be decoded, and return its width and height in px and the warnings of Pillow."""
     notes: list[str] = []
     try:
-        with warnings.catch_warnings(action="ignore"):  # decoding meets the same ones again
+        with warnings.catch_warnings(action="ignore"):  # `decode_jpeg` collects the same warnings
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                 width, height = image.size
@@ -98,7 +100,7 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
         decode_jpeg(jpeg, notes=notes)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UntrustedFileError("too_large", str(error)) from error
-    except UnidentifiedImageError as error:  # its text holds an address in memory, another one in each run
+    except UnidentifiedImageError as error:  # its text has an address in memory, which differs between runs
         raise UntrustedFileError("damaged", "not a JPEG") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UntrustedFileError("damaged", f"not a complete JPEG: {error}") from error
@@ -108,12 +110,12 @@ def _check_jpeg(jpeg: bytes, max_pixels: int) -> tuple[int, int, list[str]]:
 
 
 def normalise_name(name: str) -> str:
-    """Give the one spelling of a name with forward slashes: `./a//b/../c.jpg` is `a/c.jpg`."""
+    """Normalise a name with forward slashes: `./a//b/../c.jpg` becomes `a/c.jpg`."""
     return posixpath.normpath(name)
 
 
 def annotation_names(name: str) -> list[str]:
-    """List the names that the segments of a photograph may have; of several that are there, the first counts."""
+    """List the names that the segments of a photograph may have; the first that exists is used."""
     path = PurePosixPath(name)
     if path.suffix.lower() not in JPEG_SUFFIXES:
         return []
@@ -121,18 +123,18 @@ def annotation_names(name: str) -> list[str]:
 
 
 def find_annotation(path: Path) -> Path:
-    """Find the segments beside a photograph on disk; where there are none, the name that they should have."""
+    """Find the segments of a photograph on disk; if there are none, return the expected name."""
     names = [path.with_suffix(suffix) for suffix in ANNOTATION_SUFFIXES]
     return next((name for name in names if os.path.lexists(name)), names[0])
 
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """A photograph of a tar with its segments; the two are read only when asked for.
+    """A photograph of a tar with its segments. Only their headers have been read.
 
     Attributes:
-        name: of the photograph inside the tar, see `normalise_name`.
-        image, annotation: where the tar has them.
+        name: name of the photograph in the tar, see `normalise_name`.
+        image, annotation: headers of the two members.
     """
 
     name: str
@@ -142,11 +144,11 @@ class ArchiveMember:
 
 @dataclass
 class ArchiveListing:
-    """What the headers of a tar name.
+    """The files of a tar, by its headers.
 
     Attributes:
-        photographs: with segments, as they lie in the tar.
-        refused: names, fit to be stored, of photographs with segments that cannot be told apart, and why.
+        photographs: photographs with segments, in the order of the tar.
+        refused: photographs with segments that are not read: (name that can be stored, reason).
         others: names of all other files.
     """
 
@@ -171,13 +173,13 @@ def list_archive(archive: tarfile.TarFile) -> ArchiveListing:
     """Read all headers in order, and pair images with their segments.
 
     Raises:
-        UntrustedFileError: "bad_archive": no file at all, a broken header, an end without end mark, or data behind it.
+        UntrustedFileError: "bad_archive": no files, a damaged header, no end mark, or data after the end mark.
     """
     files: dict[str, tarfile.TarInfo] = {}
     twice: set[str] = set()
     try:
         for info in archive:
-            if info.size < 0:  # the next header would be searched before this one, without end
+            if info.size < 0:  # tarfile would go backwards, in an endless loop
                 raise UntrustedFileError("bad_archive", f"{info.name!r} has a size of {info.size}")
             if info.isdir():
                 continue
@@ -225,7 +227,7 @@ def is_storable_name(name: str) -> bool:
 
 
 def make_name_storable(name: str) -> str:
-    """Return a name as it is, or one that can be stored instead; different names stay different."""
+    """Return a name that can be stored: the name itself if possible; different names stay different."""
     if is_storable_name(name):
         return name
     text = make_storable(name)
@@ -235,7 +237,7 @@ def make_name_storable(name: str) -> str:
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a broken header, or a part that was never downloaded, for the end; the true end is near it."""
+    """Check that a tar has an end mark: tarfile also stops without error at a damaged header or at missing data."""
     assert archive.fileobj is not None
     if not archive.getmembers():
         raise UntrustedFileError("bad_archive", "it has no files, only zeros: it is empty, or was not downloaded")
@@ -250,10 +252,10 @@ def _check_end(archive: tarfile.TarFile) -> None:
 
 
 def read_member(archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int) -> bytes:
-    """All bytes of one regular file of a tar.
+    """Read all bytes of a regular file of a tar.
 
     Raises:
-        UntrustedFileError: a link or device, too large, or cut short.
+        UntrustedFileError: it is a link or device, too large, or truncated.
     """
     if not info.isreg() or info.issparse():
         raise UntrustedFileError("not_a_file", f"{info.name!r} in the tar is a link, a device or a sparse file")

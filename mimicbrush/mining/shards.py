@@ -1,8 +1,8 @@
-"""The unit of mining: some inputs -> a tar of JPEGs, a Parquet part, an audit part, and a marker that is written last.
+"""Mines one shard: some inputs -> a tar of JPEGs, a Parquet part, an audit part, and a marker that is written last.
 
-`mine_shard` is one function for every engine: it depends on nothing but its job, and may be run any number of times.
-Everything is written aside in the same folder, flushed to the disk, then renamed; so a file that has its name is
-whole, and a shard whose marker verifies is done. The same inputs and options give the same bytes.
+All engines call `mine_shard`. Its result depends only on the job, and it may be called any number of times. Each file
+is written under another name in the same folder, flushed to the disk, then renamed. So a file with its final name is
+complete, and a shard is done if the hashes in its marker are right. The same inputs and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ class ShardPaths:
 
     @property
     def hashed(self) -> dict[str, Path]:
-        """Files of which the marker holds a SHA-256, by their key in it."""
+        """Files whose SHA-256 is in the marker: key in the marker -> path."""
         return {"tar_sha256": self.tar, "part_sha256": self.part, "audit_sha256": self.audit}
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything that decides the content of a shard.
+    """A shard to mine: everything that decides its content.
 
     Attributes:
-        number: of the shard in its plan.
+        number: number of the shard in the plan.
         items: its inputs, in order.
         root, output: the input folder and the mined folder.
-        options: what makes a pair.
-        reader: for videos.
+        options: options of mining.
+        reader: decodes videos.
         fingerprint: see `shard_fingerprint`.
     """
 
@@ -87,12 +87,12 @@ class ShardJob:
 
     @property
     def paths(self) -> ShardPaths:
-        """Where the files of this shard go."""
+        """Paths of the files of this shard."""
         return ShardPaths.for_shard(self.output, self.number)
 
 
 def shard_fingerprint(plan: Plan, items: Sequence[Item]) -> str:
-    """Hash all that decides a shard's content before it is mined: SHA-256, hex."""
+    """Hash the inputs and options that decide the content of a shard: SHA-256, hex."""
     content = {
         "schema": SCHEMA_VERSION,
         "options": plan.options,
@@ -106,8 +106,8 @@ def read_marker(paths: ShardPaths, expected_fingerprint: str | None = None) -> d
     """Read the marker of a complete, intact shard; None means that the shard must be mined (again).
 
     Args:
-        paths: of the shard.
-        expected_fingerprint: of its inputs and options; None: whatever the marker says.
+        paths: paths of the shard's files.
+        expected_fingerprint: hash of its inputs and options; None: accept any.
     """
     try:
         marker: dict[str, Any] = json.loads(paths.marker.read_text(encoding="utf-8"))
@@ -123,20 +123,20 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
     """Mine one shard, unless it is done.
 
     Args:
-        job: what to mine.
-        pool: its processes read the files.
+        job: the shard to mine.
+        pool: pool of the processes that read the files.
 
     Returns:
-        Whether there was anything to do.
+        False if the shard was already done.
 
     Raises:
-        DataError: the disk refuses a file, or the input folder has gone.
+        DataError: a file cannot be written, or the input folder no longer exists.
     """
     if read_marker(job.paths, job.fingerprint) is not None:
         return False
     try:
         _remove_leftovers(job)
-        # A name of its own: workers of a killed run may live a little longer, and must not write into ours.
+        # The name is unique, because workers of a killed run may still be writing to its spool folder.
         spool_folder = Path(tempfile.mkdtemp(".tmp", f"spool-{job.number:06d}-", job.output))
         try:
             _write_shard(job, pool, spool_folder)
@@ -152,7 +152,7 @@ def mine_shard(job: ShardJob, pool: WorkerPool) -> bool:
 
 
 def _remove_leftovers(job: ShardJob) -> None:
-    """Remove what a run that was killed left behind of this shard."""
+    """Remove files of this shard that a killed run left behind."""
     for spool_folder in job.output.glob(f"spool-{job.number:06d}-*.tmp"):
         shutil.rmtree(spool_folder, ignore_errors=True)
     for path in vars(job.paths).values():
@@ -178,7 +178,7 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
             for number, (item, waiting) in enumerate(zip(job.items, pending, strict=True)):
                 refusal = ItemOutcome([refuse_file(item, item.reason, item.detail)])
                 outcome = refusal if waiting is None else waiting.result()
-                assert outcome.files, f"{item.path} has no row"  # so that each input is counted
+                assert outcome.files, f"{item.path} has no row"  # each input must be counted
                 outcomes.append(outcome)
                 spool_path = spool_folder / f"{number}.bin"
                 for file in outcome.files:
@@ -223,14 +223,14 @@ def _write_shard(job: ShardJob, pool: WorkerPool, spool_folder: Path) -> None:
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
     def write(aside: Path) -> None:
-        with aside.open("wb") as file:  # opened here: Arrow takes no path that is not UTF-8
+        with aside.open("wb") as file:  # opened here, because Arrow cannot open a path that is not UTF-8
             pq.write_table(table, file, compression="zstd")
 
     write_aside(path, write)
 
 
 def _store_file(file: MinedFile, spool_path: Path, tar: tarfile.TarFile, tar_path: Path) -> list[dict[str, Any]]:
-    """Name a file's pairs, and copy what is to be stored from the spool file into the tar."""
+    """Return the rows of a file with the ids of its pairs, and copy its JPEGs from the spool file into the tar."""
     rows = []
     for number, values in enumerate(file.rows):
         if values["status"] == "pair":
@@ -256,7 +256,7 @@ def _copy_to_tar(values: dict[str, Any], spool_path: Path, tar: tarfile.TarFile,
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a file with a header that depends on nothing but name and length; where its bytes start."""
+    """Append a file whose header depends only on its name and length; return the offset of its bytes."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644

@@ -26,22 +26,22 @@ _HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of the files of a mined folder, except `pairs`; `inputs = accepted + rejected + quarantined`.
+    """Counts of a mined folder: numbers of files, except `pairs`; `inputs = accepted + rejected + quarantined`.
 
     Attributes:
-        inputs: videos, and photographs with segments (also in archives); a bad archive is one.
-        accepted: gave at least one pair.
-        rejected: readable, but no pair.
-        quarantined: cannot be trusted.
-        pairs: rows to train on; a photograph with segments is one.
-        pairs_by_kind: "video", "image".
-        reasons: word -> number of files, for those without a pair.
-        ignored: suffix -> number of files that are no inputs.
-        ssim_percentiles: of the video pairs; empty where there are none.
+        inputs: videos, and photographs with segments (also in archives); a bad archive counts as one.
+        accepted: files with at least one pair.
+        rejected: readable files without a pair.
+        quarantined: files that cannot be trusted.
+        pairs: pairs to train on; a photograph with segments is one.
+        pairs_by_kind: "video", "image" -> number of pairs.
+        reasons: reason -> number of files without a pair.
+        ignored: suffix -> number of files that are not inputs.
+        ssim_percentiles: percentiles of the SSIM of video pairs; empty if there are none.
         ssim_histogram: counts in 20 equal bins of 0..1.
-        ssim_definition: what SSIM means here.
-        options: that the folder was mined with.
-        signals: "hdr", "interlaced" -> number of videos; only those that occur. See ``options`` for what was done.
+        ssim_definition: how SSIM is computed.
+        options: the options that the folder was mined with.
+        signals: "hdr", "interlaced" -> number of such videos, if there are any; `options` says how they were mined.
     """
 
     inputs: int
@@ -59,7 +59,7 @@ class Summary:
     signals: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Write the summary as the text of summary.json."""
+        """Return the summary as the text of summary.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
@@ -69,7 +69,7 @@ def count_values(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[str, Any]) -> Summary:
-    """Count the manifest of a mined folder, whose shards have a row or more for each input.
+    """Summarise the manifest of a mined folder, in which each input has one or more rows.
 
     Raises:
         DataError: the manifest cannot be read, or the counts do not add up.
@@ -105,7 +105,7 @@ def summarise_manifest(output: Path, ignored: Mapping[str, int], options: dict[s
 
 
 def _count_signals(table: pa.Table) -> dict[str, int]:
-    """How many videos are HDR, and how many interlaced, as their rows say."""
+    """Count the HDR and the interlaced videos by the notes in their rows."""
     videos = table.filter(pc.equal(table["kind"], "video"))
     files = videos.group_by(["source_path", "reason", "detail"]).aggregate([])
     words = (

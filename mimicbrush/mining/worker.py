@@ -1,10 +1,10 @@
 """The work of a worker process on one input: read it, choose pairs, and write JPEGs and rows.
 
-The JPEGs go to a spool file on disk, so that an archive of thousands of photographs does not have to travel
-through a pipe; the rows, whose offsets then count in the spool file, are the returned value.
+The JPEGs are written to a spool file on disk, so that thousands of photographs of an archive need not go through a
+pipe. Only the rows are returned; their offsets are positions in the spool file.
 
-Whatever happens while a file is worked on becomes a reason to refuse it (`_attempt`). Only a spool file that cannot be
-written, on a full disk for one, is no fault of the file, and ends the run.
+Any error while a file is read becomes a reason to refuse that file (`_attempt`). The exception is a spool file that
+cannot be written, for example because the disk is full: this ends the run.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class MinedFile:
     """One file as the summary counts it: a video, or a photograph with its segments.
 
     Attributes:
-        rows: manifest rows without `pair_id`; offsets of store "mined" count in the spool file.
-        audit: rows of the audit.
+        path: relative to the input folder.
+        rows: manifest rows without `pair_id`; offsets of store "mined" are positions in the spool file.
+        audit: refused examples, for the report.
     """
 
     path: str
@@ -56,9 +57,10 @@ class ItemOutcome:
     """Result of an input: one mined file, or many if it is an archive.
 
     Attributes:
-        ignored: suffix -> number of an archive's other files.
-        seconds: step -> seconds, of a video.
-        num_frames: decoded.
+        files: the mined files, with their rows.
+        ignored: suffix -> number of files of an archive that are no photographs or annotations.
+        seconds: for a video: step -> seconds.
+        num_frames: number of decoded frames.
     """
 
     files: list[MinedFile] = field(default_factory=list)
@@ -68,7 +70,7 @@ class ItemOutcome:
 
 
 class _SpoolError(OSError):
-    """The spool file cannot be written: no fault of the file that is read."""
+    """The spool file cannot be written. The file that is read did not cause this."""
 
 
 def refuse_file(
@@ -77,12 +79,12 @@ def refuse_file(
     """Make the only manifest row of a file that is quarantined.
 
     Args:
-        item: the input that it is, or lies in.
-        reason, detail: why; the detail may be any text.
-        path: where it is a file of an archive.
+        item: the file itself, or the archive that holds it.
+        reason, detail: why it is refused: a key of `refusals.QUARANTINED`, and any text.
+        path: path of the file, if it is in an archive.
         kind: "video" or "image"; "" for that of the item.
-        source_hash: where it could be read.
-        decoder: that read it, where it came so far.
+        source_hash: SHA-256 of the file, if it could be read.
+        decoder: name of the decoder, if decoding began.
     """
     source_path = path or item.path
     values = _common_values(item, source_path, kind or item.row_kind, source_hash) | {"decoder": decoder}
@@ -105,23 +107,23 @@ def mine_item(root: Path, item: Item, reader: FrameReader, options: MiningOption
 
     Args:
         root: the input folder.
-        item: what to read there.
-        reader: for videos.
-        options: what makes a pair.
-        spool_path: the JPEGs are written there, one after the other.
+        item: the input file to read, relative to `root`.
+        reader: decodes videos.
+        options: which frames and pairs are admissible.
+        spool_path: the JPEGs are written to this file, one after the other.
 
     Raises:
-        OSError: the spool file cannot be written. Anything else that happens is a refused file.
+        OSError: the spool file cannot be written. After any other error, the file is refused.
     """
     with spool_path.open("wb") as spool:
-        outcome = _attempt(partial(_mine_unchanged, root / item.path, item, reader, options, spool))
+        outcome = _attempt(partial(_mine_and_check_unchanged, root / item.path, item, reader, options, spool))
     if isinstance(outcome, UntrustedFileError):
         return ItemOutcome([refuse_file(item, outcome.reason, outcome.detail)])
     return outcome
 
 
 def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
-    """What `work` returns, or why the file that it works on is refused."""
+    """Return the result of `work`, or the reason to refuse the file that it reads."""
     try:
         return work()
     except UntrustedFileError as error:
@@ -130,7 +132,7 @@ def _attempt(work: Callable[[], _Result]) -> _Result | UntrustedFileError:
         return UntrustedFileError("out_of_memory", "MemoryError")
     except _SpoolError:
         raise
-    except Exception as error:  # noqa: BLE001 - the one place where no error of a library may pass
+    except Exception as error:  # noqa: BLE001 - any error of a library refuses only this file
         return UntrustedFileError("failed", describe_failure(error))
 
 
@@ -141,14 +143,14 @@ def describe_failure(error: BaseException) -> str:
     return re.sub("0x[0-9a-f]{6,}", "0x...", describe_error(error))  # an address in memory
 
 
-def _mine_unchanged(
+def _mine_and_check_unchanged(
     path: Path, item: Item, reader: FrameReader, options: MiningOptions, spool: BinaryIO
 ) -> ItemOutcome:
-    """Mine an input, and check that its file is the planned one and does not change in the meantime."""
+    """Mine an input, and check that its file has the planned size and does not change in the meantime."""
     files = [path, segmented_images.find_annotation(path)] if item.kind == "image" else [path]
     before = _identify(files)
     size = sum(state.size for state in before)
-    if size != item.size:  # a file that still grows would give pairs that cannot be reproduced
+    if size != item.size:  # a file that is still being written would give pairs that cannot be reproduced
         raise UntrustedFileError("changed", f"{size} bytes, {item.size} when the run was planned")
     if item.kind == "archive":
         outcome = _mine_archive(path, item, options, spool)
@@ -156,16 +158,16 @@ def _mine_unchanged(
         outcome = ItemOutcome([_mine_loose_image(files[0], files[1], item, options, spool)])
     else:
         outcome = _mine_video(path, item, reader, options, spool)
-    if _identify(files) != before:  # the hash is of the one, the pairs may be of the other
+    if _identify(files) != before:  # hash and pairs may come from different versions of the file
         raise UntrustedFileError("changed", "it was replaced or written to while it was read")
     return outcome
 
 
 class _FileState(NamedTuple):
-    """What tells a file from another one of its name, without reading it."""
+    """Identity of a file: it differs if the file was replaced or written to. The content is not read."""
 
     device: int
-    number: int
+    inode: int
     size: int
     changed_ns: int
 
@@ -208,8 +210,8 @@ def _select_pairs(
     except UnwantedSignalError as error:
         return error
     except MemoryError:
-        raise  # FFmpeg's own error is one, too; it says nothing about the file
-    except av.error.FFmpegError as error:  # the reader knows its own; this one comes from making RGB of a frame
+        raise  # PyAV's MemoryError is also an FFmpegError; the file did not cause it
+    except av.error.FFmpegError as error:  # from the conversion to RGB; the reader handles its own errors
         raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
 
 
@@ -236,7 +238,7 @@ def _pair_values(pair: ChosenPair, spool: BinaryIO) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Photograph:
-    """A photograph with its segments, in memory, and where both lie: (file relative to the input, offset)."""
+    """A photograph with its segments, in memory, and where both are stored: (file relative to the input, offset)."""
 
     jpeg: bytes
     annotation: bytes
@@ -289,7 +291,7 @@ def _mine_image(name: str, item: Item, photograph: _Photograph, options: MiningO
 
 
 def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryIO) -> ItemOutcome:
-    """All photographs of a tar. A fault of the tar voids all of it, a fault of a photograph only that."""
+    """Mine all photographs of a tar. An error of the tar refuses all of it, one of a photograph only this one."""
     if item.sha256:
         _check_hash(hash_file(path), item)
     outcome = ItemOutcome()
@@ -309,7 +311,7 @@ def _mine_archive(path: Path, item: Item, options: MiningOptions, spool: BinaryI
                 raise photograph
             else:
                 outcome.files.append(refuse_file(item, photograph.reason, photograph.detail, path=name, kind="image"))
-    if not outcome.files:  # every input has a row
+    if not outcome.files:  # every input needs a row
         values = _common_values(item, item.path, "image", "")
         detail = f"{sum(outcome.ignored.values())} other files"
         row = manifest_row(status="rejected", reason="no_photograph", detail=detail, **values)

@@ -1,7 +1,7 @@
-"""Every file is read in a separate process, with a time limit, a memory limit, and a second try.
+"""Reads files in worker processes, with a time limit, a memory limit and several tries.
 
-A decoder can crash, hang, or eat the machine on a file that someone damaged; that must cost this file and no
-other. A worker that is killed from outside must not even cost this one: so the file gets another worker first.
+A decoder can crash, hang or use all memory on a damaged file. Then this file is refused, and no other file is lost. A
+worker may also have been killed from outside, so its file is tried again in other workers before it is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mimicbrush.mining.plan import Item
 from mimicbrush.mining.video.strict_reader import FrameReader
 from mimicbrush.mining.worker import ItemOutcome, describe_failure, mine_item, refuse_file
 
-#: A file that ended this many workers is taken to be the cause.
+#: A file is refused when this many workers have died while reading it.
 _ATTEMPTS = 5
 _POLL_S = 0.2
 _BROKEN_POOLS = 20
@@ -35,9 +35,9 @@ class WorkerPool:
     """A pool of worker processes; used by several threads at once.
 
     Args:
-        workers: processes.
-        timeout_s: for one file.
-        memory_gib: for one worker, on Linux; 0 for no limit.
+        workers: number of processes.
+        timeout_s: time limit for one file.
+        memory_gib: memory limit for one worker, on Linux; 0: no limit.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_gib: float) -> None:
@@ -64,7 +64,7 @@ class WorkerPool:
     def stop(self) -> None:
         """Stop all workers at once. Threads that wait for an outcome get a DataError."""
         self._stopped.set()
-        with self._lock:  # no other thread may be replacing it
+        with self._lock:  # so that no other thread replaces the pool meanwhile
             self._pool.stop()
             self._pool.join()
 
@@ -84,7 +84,7 @@ class WorkerPool:
         return future
 
     def _replace_pool(self) -> None:
-        """Pebble gives up on a pool whose workers die before they have a file: ended from outside, or never begun."""
+        """Replace the pool: Pebble stops using a pool whose workers die before they get a file."""
         self._num_broken += 1
         if self._num_broken > _BROKEN_POOLS:
             raise DataError(
@@ -100,14 +100,14 @@ class WorkerPool:
 
 
 class PendingOutcome:
-    """The outcome of an input that a worker is mining."""
+    """The future outcome of an input that a worker is mining."""
 
     def __init__(self, pool: WorkerPool, arguments: tuple[Path, Item, FrameReader, MiningOptions, Path]) -> None:
         self._pool, self._arguments = pool, arguments
         self._future = pool._schedule(arguments)
 
     def result(self) -> ItemOutcome:
-        """Wait for the outcome. A worker that dies or hangs is a reason, and so is any other failure.
+        """Wait for the outcome. If a worker dies, hangs or fails, the outcome is a refused file.
 
         Raises:
             OSError: the worker cannot write its spool file; the disk may be full.
@@ -123,13 +123,13 @@ class PendingOutcome:
             if isinstance(failure, FutureTimeoutError):
                 detail = f"more than timeout_s={self._pool._timeout_s:g}"
                 return ItemOutcome([refuse_file(item, "timeout", detail)])
-            if isinstance(failure, BrokenProcessPool):  # no fault of this file
+            if isinstance(failure, BrokenProcessPool):  # this file did not cause it
                 self._future = self._pool._schedule(self._arguments)
                 continue
             if not isinstance(failure, ProcessExpired):
                 if isinstance(failure, OSError):
                     raise failure
-                # An outcome that cannot be sent, for one.
+                # For example, the outcome cannot be pickled.
                 return ItemOutcome([refuse_file(item, "failed", describe_failure(failure))])
             if attempt == _ATTEMPTS:
                 detail = f"exit code {failure.exitcode}, {_ATTEMPTS} times"
@@ -138,7 +138,7 @@ class PendingOutcome:
             attempt += 1
 
     def _wait_for_failure(self) -> BaseException | None:
-        """Wait for the worker; a pool that is stopped leaves its futures open."""
+        """Wait for the worker in short steps, because the futures of a stopped pool never end."""
         while True:
             try:
                 return self._future.exception(timeout=_POLL_S)
@@ -148,9 +148,9 @@ class PendingOutcome:
 
 
 def _start_worker(memory_gib: float) -> None:
-    """Called once in each worker: the pool fills the cores, so the libraries must not."""
+    """Set up a worker: OpenCV uses one thread, because the pool already uses all cores, and memory is limited."""
     cv2.setNumThreads(1)
     if memory_gib and sys.platform == "linux":
-        # Private memory only: libraries reserve address space that they never touch.
+        # Only private memory is limited: libraries reserve address space that they never use.
         limit = int(memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -1,4 +1,4 @@
-"""Which reference token filled which masked token: reference attention, summed while the pipeline denoises."""
+"""Records which reference token filled which masked token: sums the reference attention while a pipeline denoises."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class RecordedAttention(NamedTuple):
     """Recorded attention of the M masked tokens of a row.
 
     Attributes:
-        tokens: (M,) their numbers on the finest grid.
-        attention: (M, n side, side) mean probability; the grids of n references lie one below the other.
-        head_peaks: of the same shape. All that a head pays to the references counts where this head looks most.
+        tokens: (M,) indices of the masked tokens on the finest grid.
+        attention: (M, n side, side) mean probability; the grids of n references are concatenated vertically.
+        head_peaks: the same shape; all attention of a head to the references is counted at the peak of this head.
     """
 
     tokens: torch.Tensor
@@ -26,20 +26,20 @@ class RecordedAttention(NamedTuple):
 
 
 class CorrespondenceRecorder:
-    """Recorder that adds up where the reference attention of the masked tokens goes.
+    """Recorder that sums the reference attention of the masked tokens.
 
-    Every head, layer and step counts alike. Each adds ``blend * p``, where p is the probability of a reference token in
-    the softmax over [own ; reference]: what the own tokens get is left out. The probability of a coarse token is spread
-    evenly over the fine tokens that it covers.
+    All heads, layers and steps have the same weight. Each adds ``blend * p``, where p is the probability of a reference
+    token in the softmax over [own ; reference]; the probabilities of own tokens are not recorded. The probability of a
+    coarse token is spread evenly over the fine tokens that it covers.
 
     Args:
-        mask: (R, 1, h, w) on the latents' grid, 1 = repaint; of the rows that have a reference.
+        mask: (R, 1, h, w) on the grid of the latents, 1 = repaint, for the rows that have a reference.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
         self._mask = mask.float()
-        #: tokens along a side -> for each row (2, M, n * side * side), M masked tokens: the summed probabilities, and
-        #: those of each head put together at its peak.
+        #: Tokens along a side -> for each row (2, M, n * side * side) with M masked tokens: the summed probabilities,
+        #: and the same with those of each head summed at its peak.
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._heads = 0
 
@@ -63,10 +63,10 @@ class CorrespondenceRecorder:
         self._heads += query.shape[2]
 
     def attention(self) -> list[RecordedAttention]:
-        """Average what was added, for each row.
+        """Return the average of the recorded attention, for each row.
 
         Raises:
-            InputError: nothing was noted.
+            InputError: nothing was recorded.
         """
         if not self._sums:
             raise InputError(
@@ -88,7 +88,7 @@ class CorrespondenceRecorder:
         return results
 
     def _masked_tokens(self, side: int) -> torch.Tensor:
-        """Find the tokens that hold any of the mask, (R, side * side) bool."""
+        """Find the tokens that contain a part of the mask, (R, side * side) bool."""
         return F.adaptive_max_pool2d(self._mask, side).flatten(1) > 0
 
 

@@ -1,6 +1,6 @@
-"""The seven networks of MimicBrush, at toy size from random numbers, or at full size from pretrained weights.
+"""Builds the seven networks of MimicBrush: at toy size with random weights, or at full size from pretrained weights.
 
-Toy and full size are the same classes with other numbers.
+Both have the same classes with different sizes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mimicbrush.models.unets import (
 class Components:
     """All networks. Both U-Nets and both projectors are trained; the other three are frozen.
 
-    There is no reference U-Net where patch tokens or a `SharedUNet` take its place (`ModelOptions.reference_encoder`).
+    `reference_unet` is None if patch tokens or a `SharedUNet` replace it (`ModelOptions.reference_encoder`).
     """
 
     vae: AutoencoderKL | PatchAutoencoder
@@ -63,18 +63,18 @@ class Components:
 
 
 def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
-    """Build all networks at toy size with random weights: for tests, and to try a training run.
+    """Build all networks at toy size with random weights, for tests and for a first training run.
 
-    The autoencoder shows images (it is linear and fixed). Image tokens and depth come from *untrained* encoders: fixed
-    random features of the image, of the right type and shape. With `ToyModel.encoders` these three networks are trained
-    ones, and only what is to be trained is random.
+    The autoencoder is linear and fixed, and reproduces images. Image tokens and depth come from *untrained* encoders:
+    fixed random features of the image, with the right type and shape. With `ToyModel.encoders`, these three networks
+    are trained ones that are read from a folder, and only the networks to train are random.
 
     Args:
         options: the sizes.
-        seed: of the weights.
+        seed: seed of the random weights.
 
     Raises:
-        InputError: there are no such encoders, or they do not fit the size.
+        InputError: `options.encoders` is not a folder of encoders, or they do not fit the sizes.
     """
     levels = len(options.block_out_channels)
     trained = read_encoders(Path(options.encoders)) if options.encoders else None
@@ -118,7 +118,7 @@ def toy_components(options: ToyModel, *, seed: int = 0) -> Components:
             unet=unet,
             reference_unet=reference_unet,
             image_encoder=image_encoder.eval(),
-            # By name: diffusers takes what is given by position for a default, and its from_config forgets it.
+            # By name, because diffusers treats positional arguments as defaults, and from_config would lose them.
             image_projector=ImageProjector(
                 image_width=image_encoder.config.hidden_size, context_width=options.context_width
             ),
@@ -139,7 +139,7 @@ class SmallEncoders(NamedTuple):
     depth_estimator: DepthAnythingForDepthEstimation
 
 
-#: Class of each, by the name of its folder.
+#: Classes of the small encoders, by the names of their folders.
 SMALL_ENCODERS = {
     "vae": PatchAutoencoder,
     "image_encoder": CLIPVisionModelWithProjection,
@@ -148,10 +148,10 @@ SMALL_ENCODERS = {
 
 
 def read_encoders(folder: Path) -> SmallEncoders:
-    """Read the frozen networks that mimicbrush encoders leaves in a folder.
+    """Read the frozen networks from a folder that `mimicbrush encoders` has written.
 
     Raises:
-        InputError: one is absent.
+        InputError: a network is missing.
     """
     absent = [name for name in SMALL_ENCODERS if not (folder / name / "config.json").is_file()]
     if absent:
@@ -166,9 +166,9 @@ def read_encoders(folder: Path) -> SmallEncoders:
 def small_depth_estimator(
     image_px: int = 28, patch_px: int = 14, initializer_range: float = 0.15
 ) -> DepthAnythingForDepthEstimation:
-    """Build a Depth Anything with random weights that sees images of `image_px` in patches of `patch_px`.
+    """Build a Depth Anything with random weights, for images of `image_px` with patches of `patch_px`.
 
-    With transformers' usual `initializer_range`, 0.02, an untrained map would be all but zero.
+    With the default `initializer_range` of transformers, 0.02, untrained depth maps would be almost zero.
     """
     depth_estimator = DepthAnythingForDepthEstimation(
         DepthAnythingConfig(
@@ -189,7 +189,7 @@ def small_depth_estimator(
             initializer_range=initializer_range,
         )
     )
-    # The last layer ends in a ReLU: with the usual bias of 0 some seeds see no depth anywhere.
+    # The last layer ends with a ReLU: with the default bias of 0, the depth would be 0 everywhere for some seeds.
     torch.nn.init.ones_(depth_estimator.head.conv3.bias)
     return depth_estimator
 
@@ -200,18 +200,19 @@ def random_components(
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
     reference_encoder: str = "unet",
 ) -> Components:
-    """Build the released model with random weights: to count them, and to measure speed and memory.
+    """Build the released model with random weights, to count parameters and to measure speed and memory.
 
-    Built under ``torch.device("meta")`` it takes no memory. With other channels than SD-1.5's the encoders shrink
-    with them; all shapes that the U-Nets see stay: latents an eighth of the image, 257 image tokens.
+    Under ``torch.device("meta")`` it needs no memory. If there are fewer channels than in SD-1.5, the encoders are
+    reduced by the same factor. The shapes of the U-Nets' inputs do not change: latents are an eighth of the image, and
+    there are 257 image tokens.
 
     Args:
         size_px: side of the canvas, a multiple of 64.
-        block_out_channels: of both U-Nets, four levels.
+        block_out_channels: channels of both U-Nets at each of the four levels.
         reference_encoder: see `ModelOptions`; "unet", "shared", "clip" or "dinov2".
 
     Raises:
-        InputError: another encoder, whose full size is not known here.
+        InputError: it is another encoder.
     """
     if reference_encoder not in ("unet", "shared", "clip", "dinov2"):
         raise InputError(f"random_components supports unet, shared, clip and dinov2, got {reference_encoder}")
@@ -294,16 +295,16 @@ def pretrained_components(options: PretrainedModel, *, seed: int = 0) -> Compone
     """Load all networks at full size, from the starting weights of paper Sec. 3.2, in float32.
 
     Args:
-        options: where the weights are.
-        seed: of the two projectors, which have none.
+        options: says where the weights are.
+        seed: seed of the two projectors, which have no starting weights.
 
     Raises:
-        WeightsError: weights are absent, damaged or others than they should be; the message names all of them, their
-            options and how to get them. Pickles are not opened.
+        WeightsError: weights are missing, damaged or the wrong ones; the message names all of them, their options and
+            how to get them. Pickle files are not opened.
     """
     networks = inspect_starting_weights(options)
     check_networks(networks)
-    # Whatever the files hold, all weights are float32 in memory.
+    # All weights are float32 in memory, whatever their type in the files is.
     stored = {
         part: {
             "pretrained_model_name_or_path": network.folder,

@@ -1,7 +1,7 @@
-"""The frozen encoders, in one place, for training and editing alike.
+"""Functions that call the frozen networks, for training and editing: VAE, image encoder and depth estimator.
 
-Three words: **pixels** (B, 3, H, W) RGB in [-1, 1]; **latents** (B, 4, h, w), scaled; **image tokens**
-(B, N, C), what the image encoder sees. Every function is an arrow from pixels to something else.
+Terms: **pixels** are (B, 3, H, W) RGB in [-1, 1]; **latents** are (B, 4, h, w), scaled; **image tokens** are
+(B, N, C), the output of the image encoder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def encode_latents(
     Args:
         vae: the autoencoder.
         pixels: (B, 3, H, W) in [-1, 1].
-        noise: (n * B, 4, h, w) standard normal to sample the posterior with, n times for each image in turn, or
-            None for its mean, once.
+        noise: (n * B, 4, h, w) standard normal, to sample the posterior of each image n times (the samples of an image
+            are consecutive); None: return its mean, once.
     """
     mean, std = encode_posteriors(vae, pixels)
     if noise is None:
@@ -42,7 +42,7 @@ def encode_latents(
 def encode_posteriors(vae: AutoencoderKL | PatchAutoencoder, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode pixels (B, 3, H, W) into mean and standard deviation of the posterior, (B, 4, h, w) each, not scaled."""
     posterior = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
-    # In float32 also for a half-precision VAE: these latents are what a model must recover.
+    # In float32 also for a half-precision VAE, because these latents are the training target.
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -56,13 +56,13 @@ def encode_image_tokens(
 ) -> torch.Tensor:
     """Encode square pixels into image tokens (B, N, C), see `TOKEN_ENCODERS`.
 
-    The image is resized as the released code's CLIP processor does it, which is why pixels are taken to be those of
-    an 8-bit image.
+    The image is resized as by the CLIP processor of the released code, which works on 8-bit images. So pixels are
+    rounded to 8 bits first.
 
     Args:
         image_encoder: a network of one of `TOKEN_ENCODERS`.
         pixels: (B, 3, S, S) in [-1, 1].
-        patches_only: without class tokens, which are the first.
+        patches_only: leave out the class tokens, which come first.
     """
     return _image_tokens(image_encoder, encoder_pixels(image_encoder, pixels), patches_only)
 
@@ -84,7 +84,7 @@ def encode_no_image_tokens(
     return _image_tokens(image_encoder, zeros, patches_only).expand(batch, -1, -1)
 
 
-@apply_forward_hook  # only layers of the model are called here, not the model itself, and offloading must notice it
+@apply_forward_hook  # only layers of the model are called here; without this, offloading would not notice it
 def _image_tokens(image_encoder: PreTrainedModel, normalised: torch.Tensor, patches_only: bool) -> torch.Tensor:
     kind = token_encoder_kind(image_encoder)
     tokens = kind.tokens(image_encoder, normalised.to(image_encoder.dtype))
@@ -97,11 +97,12 @@ def estimate_depth(
     """Estimate relative inverse depth (B, 1, any, any) of square pixels.
 
     The released code applies ImageNet statistics to pixels in 0..255 and divides by 255 *afterwards*
-    (convention "released"); its weights need that. "standard" is what the estimator was trained with.
+    (convention "released"); the released weights need that. "standard" is the normalisation that the estimator was
+    trained with.
     """
     size = depth_estimator.config.backbone_config.image_size
     if convention == "released":
-        # In 8 bit by OpenCV, which overshoots and is cut off at 0 and 255, before anything else.
+        # First resized by OpenCV in 8 bits, where overshoots of the cubic filter are cut off at 0 and 255.
         images = ((pixels + 1) * 127.5).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
         resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in images])
         values = torch.from_numpy(resized).to(pixels.device, torch.float32).permute(0, 3, 1, 2)
@@ -117,8 +118,8 @@ def make_no_depth_map(
 ) -> torch.Tensor:
     """Make the depth map of "no depth", (B, 1, any, any).
 
-    "zero_map" is all zeros (paper); "zero_input" is what the estimator makes of an all-zero tensor
-    (released code). What training drops to must be what inference feeds.
+    "zero_map" is all zeros (paper); "zero_input" is the output of the estimator for an all-zero tensor (released code).
+    Training (for dropped depth) and inference must use the same one.
     """
     size = depth_estimator.config.backbone_config.image_size
     zeros = torch.zeros(1, 3, size, size, device=device, dtype=depth_estimator.dtype)
@@ -129,6 +130,6 @@ def make_no_depth_map(
 
 def normalise_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Normalise pixels (B, 3, H, W) channel by channel: subtract the mean, divide by the standard deviation."""
-    # Filled in where the pixels are: a copy from the CPU would wait for all that a GPU has to do before it.
+    # Made on the device of the pixels: a copy from the CPU would wait for all work that is queued on the GPU.
     means, stds = (torch.cat([pixels.new_full((1, 1, 1), value) for value in values]) for values in (mean, std))
     return (pixels - means) / stds

@@ -1,4 +1,4 @@
-"""Choices about the model. Imports no torch: the command line reads this before anything else."""
+"""Options of the models. This module imports no torch: the command line reads it first."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SIZE = NumberRange(at_least=1, at_most=16384, whole=True)
 
 @dataclass(frozen=True)
 class ReferenceEncoder:
-    """Network, or pair of networks, that may read the reference.
+    """A network, or a pair of networks, that reads the reference.
 
     Attributes:
-        weights: the options of `PretrainedModel` whose weights it takes, beside those that all take; last of what makes
-            image tokens.
-        token_class: class of the network that makes its image tokens.
-        has_network: whether a U-Net reads the reference, and CLIP's image tokens do so beside it.
+        weights: the options of `PretrainedModel` that name its weights, in addition to those that all models need; the
+            last one is for the network that makes image tokens.
+        token_class: class of the network that makes image tokens.
+        has_network: whether a U-Net reads the reference, in addition to CLIP's image tokens.
     """
 
     weights: tuple[str, ...]
@@ -29,7 +29,7 @@ class ReferenceEncoder:
     has_network: bool = False
 
 
-#: By the value of `ModelOptions.reference_encoder`. How each makes image tokens: `models.token_encoders`.
+#: The encoders by the value of `ModelOptions.reference_encoder`. Their image tokens: `models.token_encoders`.
 REFERENCE_ENCODERS = {
     "unet": ReferenceEncoder(("reference_unet", "image_encoder"), "CLIPVisionModelWithProjection", has_network=True),
     "shared": ReferenceEncoder(("image_encoder",), "CLIPVisionModelWithProjection", has_network=True),
@@ -39,22 +39,22 @@ REFERENCE_ENCODERS = {
 
 
 def vae_scale_factor(config: Mapping[str, Any]) -> int:
-    """Count the pixels of a latent along a side: every level of the autoencoder but the last halves the image.
+    """Return how many pixels a latent covers along a side: each level of the autoencoder but the last halves the image.
 
     Args:
-        config: of the autoencoder; one that states no levels means one level, so a latent is a pixel.
+        config: config of the autoencoder; without ``block_out_channels`` there is one level, so a latent is a pixel.
     """
     return int(2 ** (len(config.get("block_out_channels", (0,))) - 1))
 
 
 def encoder_without_unet(token_class: str) -> str:
-    """Name the encoder that reads the reference if no U-Net reads it.
+    """Find the name of the encoder without a U-Net whose image tokens come from a network of this class.
 
     Args:
-        token_class: of the network that makes image tokens.
+        token_class: class of the network that makes image tokens.
 
     Raises:
-        InputError: no encoder has it, or several have and cannot be told apart.
+        InputError: no encoder has this class, or several have it.
     """
     names = [
         name for name, each in REFERENCE_ENCODERS.items() if each.token_class == token_class and not each.has_network
@@ -70,7 +70,7 @@ def encoder_without_unet(token_class: str) -> str:
 
 
 def token_encoder_of(reference_encoder: str) -> str:
-    """Name the encoder of image tokens: beside a U-Net that reads the reference, that of CLIP."""
+    """Return the name of the encoder of image tokens: "clip" if a U-Net reads the reference."""
     return "clip" if REFERENCE_ENCODERS[reference_encoder].has_network else reference_encoder
 
 
@@ -85,7 +85,7 @@ _BLEND = NumberRange(at_least=0, at_most=1)
 
 @dataclass
 class FamilyOptions:
-    """Choice that every family of models has.
+    """Options that every family of models has.
 
     Attributes:
         size_px: side of the square canvas.
@@ -105,23 +105,24 @@ class FamilyOptions:
 
 @dataclass
 class ModelOptions(FamilyOptions):
-    """Choices of MimicBrush in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
+    """Options of MimicBrush in which paper and released code differ (docs/paper_vs_code.md); saved with every pipeline.
 
     Attributes:
         size_px: side of the square canvas.
         letterbox_order: "resize_then_pad" (released benchmark script) or "pad_then_resize" (paper; released demo).
-        reference_encoder: what reads the reference: "unet" (the method); "shared" (ours), the imitative U-Net itself,
-            in a pass before it paints; or, as in the ablation of the paper's Table 3, no U-Net but the patch tokens of
-            "clip" or "dinov2" in the cross-attention.
-        reference_sharing: what self-attention of the reference U-Net shares: its "hidden_states", which the
-            imitative U-Net projects (released code), or its own "keys_values" (paper). With "shared" both are the
-            same, and "hidden_states" stands for them.
-        reference_blend: 1.0 = softmax over [own ; reference] (paper); 0.5 = its mean with self-attention
-            (released code).
-        reference_timestep: "current" (released code) or "zero" (ours: the reference U-Net runs once).
-        depth_channels: what the depth projector takes: 1 (released code) or 3 (paper; the map three times).
+        reference_encoder: network that reads the reference: "unet" (the method): a reference U-Net; "shared" (ours):
+            the imitative U-Net itself, in a separate pass before denoising; "clip" or "dinov2" (ablation of the paper's
+            Table 3): no U-Net, only patch tokens of this encoder in the cross-attention.
+        reference_sharing: what the self-attention of the reference U-Net shares: its "hidden_states", which the
+            imitative U-Net projects (released code), or its own "keys_values" (paper). With "shared" there is no
+            difference, and only "hidden_states" is allowed.
+        reference_blend: 1.0: softmax over [own ; reference] (paper); 0.5: its mean with self-attention (released
+            code).
+        reference_timestep: timestep of the reference U-Net: "current" (released code), or "zero" (ours; it then runs
+            only once for each edit).
+        depth_channels: input channels of the depth projector: 1 (released code), or 3 (paper; the map three times).
         depth_convention: "standard" or "released" normalisation before the depth estimator.
-        no_depth_convention: "zero_map" (paper) or "zero_input" (released code).
+        no_depth_convention: depth map of "no depth": "zero_map" (paper) or "zero_input" (released code).
     """
 
     size_px: int = number(512, _SIZE)
@@ -143,7 +144,7 @@ class ModelOptions(FamilyOptions):
             )
 
 
-#: What the released weights were trained for, as options of `ModelOptions` and of `MimicBrushPipeline`.
+#: Options that the released weights were trained with, of `ModelOptions` and of `MimicBrushPipeline`.
 RELEASED_CONVENTIONS = {
     "reference_blend": 0.5,
     "reference_timestep": "current",
@@ -154,16 +155,16 @@ RELEASED_CONVENTIONS = {
 
 @dataclass
 class PretrainedModel(ModelOptions):
-    """Model at full size, from starting weights: each a folder, or a hub id that is in the local cache.
+    """Model at full size, from starting weights: each is a folder, or a hub id that is in the local cache.
 
-    OWNER/NAME@REVISION names a revision; without one, that of `pretrained.weights.REVISIONS` is fetched.
+    OWNER/NAME@REVISION names a revision; without it, that of `pretrained.weights.REVISIONS` is fetched.
 
     Attributes:
         unet: SD-1.5 inpainting, whose U-Net becomes the imitative U-Net (conv_in 9 -> 13).
         reference_unet: SD-1.5, whose U-Net becomes the reference U-Net.
         vae: the autoencoder between pixels and latents.
         image_encoder: CLIP ViT-H/14, which makes the image tokens.
-        dinov2: DINOv2, which takes the place of CLIP with ``reference_encoder="dinov2"``. The paper does not say which;
+        dinov2: DINOv2, which replaces CLIP with ``reference_encoder="dinov2"``. The paper does not say which one;
             ViT-L/14 is *ours*.
         depth_estimator: Depth Anything ViT-B/14, in the format of transformers.
     """
@@ -179,19 +180,19 @@ class PretrainedModel(ModelOptions):
         return 64  # the VAE reduces by 8, SD-1.5 by another 8
 
     def weight_options(self) -> tuple[str, ...]:
-        """List the options that name weights which these choices need."""
+        """List the options that name the weights of this model."""
         return ("unet", *REFERENCE_ENCODERS[self.reference_encoder].weights, "vae", "depth_estimator")
 
 
 @dataclass
 class PipelineModel(ModelOptions):
-    """Model from the weights of a pipeline: the released ones, or those of a run of our own.
+    """Model from the weights of a pipeline: the released ones, or those of a training run.
 
-    The defaults here are no values: an option that keeps one becomes what the pipeline was made for, before an object
-    is made of it (`assembly.apply_pipeline_conventions`).
+    The defaults here mean "not given". Before an object is made, such options get the values that the pipeline was made
+    for (`assembly.apply_pipeline_conventions`).
 
     Attributes:
-        path: its folder, that of a run, "small" for the model that comes with the project, or "released".
+        path: folder of a pipeline or of a run, "small" for the model that comes with the project, or "released".
     """
 
     size_px: int = number(0, _SIZE)
@@ -208,18 +209,18 @@ class PipelineModel(ModelOptions):
 
 @dataclass
 class ToyModel(ModelOptions):
-    """Model of the same classes with small numbers and random weights: for tests, a first try, and the small model.
+    """Small model of the same classes with random weights: for tests, a first try, and the small model.
 
     Attributes:
-        size_px: side of the square canvas, a multiple of 2 ** levels, or with `encoders` of what these need.
+        size_px: side of the square canvas, a multiple of 2 ** levels, or of a larger number with `encoders`.
         block_out_channels: channels of both U-Nets at each level; the lowest level has no attention (as in SD-1.5).
-        layers_per_block: layers of a block of both U-Nets.
-        attention_heads: heads of every attention layer of both U-Nets.
+        layers_per_block: number of layers of each block of both U-Nets.
+        attention_heads: number of heads of each attention layer of both U-Nets.
         context_width: channels of the tokens that the cross-attention of both U-Nets reads.
-        encoders: a folder with the frozen networks, as mimicbrush encoders leaves it, or "small", those of
-            the small model; "" takes a fixed linear autoencoder, and untrained encoders of image tokens and depth.
-        shared_start: both U-Nets begin with the same weights, as at full size, where both begin as SD-1.5: what looks
-            alike to one then looks alike to the other, which reference attention needs.
+        encoders: a folder with the frozen networks, written by `mimicbrush encoders`, or "small" for those of the
+            small model; "": a fixed linear autoencoder, and untrained encoders of image tokens and depth.
+        shared_start: both U-Nets start with the same weights, as at full size, where both start as SD-1.5. Then both
+            have similar features for similar images, which reference attention needs.
     """
 
     size_px: int = number(32, _SIZE)
@@ -234,20 +235,20 @@ class ToyModel(ModelOptions):
         return 2 ** len(self.block_out_channels)  # the autoencoder reduces by 2, each level but the last by 2
 
 
-#: Of diffusers' pipeline, which takes no smaller images, and would shrink larger ones.
+#: Limits of diffusers' pipeline, which refuses smaller images and would reduce larger ones.
 KLEIN_SIZE_RANGE = NumberRange(at_least=64, at_most=1024, whole=True)
 KLEIN_HUB_ID = "black-forest-labs/FLUX.2-klein-base-4B"
-#: What a model is asked to do where nobody has chosen another prompt, trained here or not.
+#: The default prompt, of trained models and of the base model.
 KLEIN_PROMPT = "Fill the black area of the first image with the matching part of the second image."
 
 
 @dataclass
 class KleinOptions(FamilyOptions):
-    """Choices about FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
+    """Options of FLUX.2 klein: one transformer that sees source and references as one sequence of tokens.
 
     Attributes:
         size_px: side of the square canvas, 64 to 1024.
-        prompt: the one text of all training and editing.
+        prompt: the text prompt, the same for all training and editing.
     """
 
     prompt: str = KLEIN_PROMPT
@@ -263,8 +264,8 @@ class Flux2KleinModel(KleinOptions):
 
     Attributes:
         size_px: side of the square canvas, 64 to 1024, a multiple of 16.
-        prompt: the one text of all training and editing.
-        base: the pipeline to begin from: a folder as diffusers writes it, or a hub id that is in the local cache;
+        prompt: the text prompt, the same for all training and editing.
+        base: the pipeline to start from: a folder as diffusers writes it, or a hub id that is in the local cache;
             OWNER/NAME@REVISION names a revision.
         prompt_embeddings: file with the encoded prompt, so that training needs no text encoder.
     """
@@ -278,14 +279,14 @@ class Flux2KleinModel(KleinOptions):
 
 @dataclass
 class ToyFlux2KleinModel(KleinOptions):
-    """FLUX.2 klein of the same classes with small numbers and random weights: for tests and a first try.
+    """Small FLUX.2 klein of the same classes with random weights: for tests and a first try.
 
     Attributes:
         size_px: side of the square canvas, 64 to 1024, a multiple of 8.
-        prompt: the one text of all training and editing.
+        prompt: the text prompt, the same for all training and editing.
         num_layers: number of blocks with a stream for the text and one for the images.
         num_single_layers: number of blocks with one stream for everything.
-        attention_heads: heads of every block.
+        attention_heads: number of heads of each block.
         head_width: channels of a head, a multiple of 8.
         text_width: channels of the text encoder, a multiple of 8; the transformer sees three of its layers.
     """

@@ -1,7 +1,7 @@
-"""A small autoencoder behind the interface of diffusers' AutoencoderKL: fixed and linear, or with a learned correction.
+"""A small autoencoder with the interface of diffusers' AutoencoderKL: fixed and linear, or with a learned correction.
 
-A toy VAE with random weights cannot show an image. The fixed one can, and it has nothing to train or download; the
-learned one begins as the fixed one.
+A toy VAE with random weights cannot reproduce images. The fixed one can, without training or download. The learned one
+starts as the fixed one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _LOG_VARIANCE_OF_NONE = -30.0
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """Autoencoder of patches: pixels to four channels by an orthonormal linear map, and back by its transpose.
 
-    The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail;
-    each is divided by its rough standard deviation on photographs, so that latents have about unit variance.
-    What it loses is fine vertical and colour detail: photographs reduced to 64 px come back at 22 to 26 dB.
+    The channels are the patch's mean luma, two mean colour differences, and its horizontal luma detail. Each is
+    divided by its approximate standard deviation on photographs, so that latents have about unit variance. Fine
+    vertical and colour details are lost: photographs reduced to 64 px are reproduced with 22 to 26 dB.
 
-    With `hidden_channels` convolutions on the patches' grid add to what the linear maps give, in both directions. Their
-    last layers are zero at the start, so that training begins at the linear maps and keeps their colours, which an
-    AutoencoderKL of this size did not find in the time that there was (docs/dev/log.md).
+    With `hidden_channels`, convolutions on the grid of patches add a correction to the output of the linear maps, in
+    both directions. Their last layers are zero at the start, so training starts from the linear maps and their colours.
+    An AutoencoderKL of this size did not learn the colours in the same time (docs/dev/log.md).
 
     Args:
-        channel_std: of the four channels on photographs with pixels in [-1, 1] (measured on the photographs
-            that scikit-image bundles).
-        scaling_factor: as in AutoencoderKL; the scale is in `channel_std` already.
-        block_out_channels: one more than halvings: (1, 1) has patches of 2 x 2 pixels, (1, 1, 1) of 4 x 4.
-        hidden_channels: of the learned correction; 0: none.
+        channel_std: standard deviations of the four channels on photographs with pixels in [-1, 1] (measured on the
+            photographs of scikit-image).
+        scaling_factor: as in AutoencoderKL; it may be 1, because the channels are already scaled by `channel_std`.
+        block_out_channels: its length is the number of halvings plus 1: (1, 1) has patches of 2 x 2 pixels, (1, 1, 1)
+            of 4 x 4.
+        hidden_channels: channels of the learned correction; 0: no correction.
     """
 
     @register_to_config
@@ -66,7 +67,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """(B, 3, H, W) in [-1, 1] -> posterior over (B, 4, H / p, W / p), all of it at its mean; p is 2 or 4."""
+        """Encode (B, 3, H, W) in [-1, 1] -> posterior of (B, 4, H / p, W / p) without variance; p is 2 or 4."""
         mean = F.conv2d(x, self.encoder, stride=self.patch_px)
         if self.config.hidden_channels:
             mean = mean + self.encoder_correction(F.pixel_unshuffle(x, self.patch_px))
@@ -78,7 +79,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:
-        """(B, 4, h, w) -> (B, 3, p h, p w)."""
+        """Decode (B, 4, h, w) -> (B, 3, p h, p w)."""
         sample = F.conv_transpose2d(z, self.decoder, stride=self.patch_px)
         if self.config.hidden_channels:
             sample = sample + F.pixel_shuffle(self.decoder_correction(z), self.patch_px)
@@ -105,7 +106,7 @@ class _Correction(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in, h, w) -> (B, out, h, w)."""
+        """Compute the correction: (B, in, h, w) -> (B, out, h, w)."""
         x = self.conv_in(x)
         for block in self.blocks:
             x = x + block(x)

@@ -1,4 +1,4 @@
-"""The two small trained networks beside the U-Nets."""
+"""The two projectors: small trained networks for image tokens and for depth maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class ImageProjector(ModelMixin, ConfigMixin):
-    """CLIP projection: image tokens become the context of both U-Nets' cross-attention (paper Sec. 3.2).
+    """Projector of image tokens: makes the context of both U-Nets' cross-attention (paper Sec. 3.2).
 
     One linear layer, 1280 -> 768 for ViT-H/14 and SD-1.5; it replaces the text embedding.
     """
@@ -23,16 +23,16 @@ class ImageProjector(ModelMixin, ConfigMixin):
         self.projector = nn.Linear(image_width, context_width)
 
     def forward(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, image_width) -> (B, N, D)."""
+        """Project image tokens: (B, N, image_width) -> (B, N, D)."""
         return self.projector(image_tokens)
 
 
 class DepthProjector(ModelMixin, ConfigMixin):
-    """Depth projection: a depth map becomes four of the imitative U-Net's input channels (paper Sec. 3.2).
+    """Projector of depth maps: makes four of the imitative U-Net's input channels (paper Sec. 3.2).
 
-    3 x 3 convolutions with SiLU between; each step of `block_channels` halves the size, so
-    ``len(block_channels) - 1`` is log2 of the VAE's reduction. The released one takes one channel (the
-    paper says three) and has 150,260 parameters.
+    It has 3 x 3 convolutions with SiLU between them. Each step of `block_channels` halves the size, so
+    ``len(block_channels) - 1`` is log2 of the VAE's reduction. The released one takes one channel (the paper says
+    three) and has 150,260 parameters.
     """
 
     @register_to_config
@@ -48,11 +48,11 @@ class DepthProjector(ModelMixin, ConfigMixin):
         for narrow, wide in pairwise(block_channels):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
-        # Not zero-initialised: the new columns of conv_in are zero already, and zero times zero learns nothing.
+        # Not zero-initialised: its output meets zero weights in conv_in, and with both zero, neither gets a gradient.
         self.conv_out = nn.Conv2d(block_channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, depth_map: torch.Tensor, size_px: int) -> torch.Tensor:
-        """(B, 1, any, any) relative inverse depth, resized to the image's side -> (B, 4, h, w)."""
+        """Project depth maps, resized to `size_px`: (B, 1, any, any) relative inverse depth -> (B, 4, h, w)."""
         x = F.interpolate(depth_map, (size_px, size_px), mode="bilinear", align_corners=True)
         x = x.expand(-1, self.config.depth_channels, -1, -1)
         x = F.silu(self.conv_in(x))  # (B, 16, H, W)

@@ -1,45 +1,44 @@
-"""Reference attention, the heart of the method (paper Sec. 3.2): one U-Net reads what another one wrote.
+"""Reference attention, the core of the method (paper Sec. 3.2): one U-Net attends to the features of another one.
 
 A self-attention layer of the imitative U-Net has queries, keys and values of its own tokens: Q, K, V. The same layer of
-the reference U-Net sees the reference image and hands over K', V'. The imitative U-Net then attends to both::
+the reference U-Net gets the reference image and provides K', V'. The imitative U-Net then attends to both::
 
     o = softmax(Q [K ; K']^T / sqrt(d)) [V ; V']                        (paper Sec. 3.2; `_attend_to_both`)
 
-Each query decides by itself whether it copies from its own image or from the reference. The paper does not supervise
-this choice.
+So each query can copy from its own image or from the reference. The paper does not supervise this choice.
 
-That softmax can be computed without the concatenation. Let o_self, o_ref be the attentions over its own tokens and
-over the reference's tokens alone, and lse_self, lse_ref the log-sum-exp of their scores. The softmax over both weights
-the two with exp(lse_self) and exp(lse_ref), and a ``blend`` below 1 keeps a part of the self-attention::
+The same softmax can be computed without the concatenation. Let o_self and o_ref be the attention outputs over only its
+own tokens and only the reference's tokens, and lse_self and lse_ref the log-sum-exp of their scores. The softmax over
+both has weights proportional to exp(lse_self) and exp(lse_ref), and a ``blend`` below 1 keeps a part of the
+self-attention::
 
     o = o_self + blend * sigmoid(lse_ref - lse_self) * (o_ref - o_self)            (`_merge_by_lse`)
 
-``blend`` is 1.0 in the paper; the released code averages self-attention and the softmax over both, so 0.5.
+``blend`` is 1.0 in the paper. It is 0.5 in the released code, which averages self-attention and the softmax over both.
 
-How a layer of one U-Net meets its partner in the other: both U-Nets are of one architecture, so a layer and its partner
-have the same *module path*, for instance ``up_blocks.1.attentions.0.transformer_blocks.0.attn1``. `ReferenceStates`
-is a set of dictionaries by that path. The caller makes one, the reference U-Net's processors write into it, and the
-imitative U-Net's processors read from it::
+How a layer of one U-Net finds the same layer of the other: both U-Nets have the same architecture, so both layers have
+the same *module path*, for example ``up_blocks.1.attentions.0.transformer_blocks.0.attn1``. `ReferenceStates` has
+dictionaries with this path as key. The caller makes one, the processors of the reference U-Net write into it, and those
+of the imitative U-Net read from it::
 
     states = ReferenceStates()
     reference_unet(ref_latents, t_ref, context, cross_attention_kwargs={"reference_states": states})
     noise = unet(unet_input, t, context, cross_attention_kwargs={"reference_states": states}).sample
 
-Both U-Nets stay stock diffusers models: diffusers lets a *processor* compute an attention layer, and hands
-``cross_attention_kwargs`` to it. A processor must *name* each of these keyword arguments in its signature. diffusers
-drops those that are not named, with no more than a warning, and the reference would be lost. So every processor here
-names ``reference_states``, also those that have little use for it.
+Both U-Nets remain unchanged diffusers models: in diffusers, a *processor* computes an attention layer, and gets
+``cross_attention_kwargs``. A processor must *name* each of these keyword arguments in its signature: diffusers drops
+all others, only with a warning, and the reference would be ignored. So every processor here has the argument
+``reference_states``, also those that hardly use it.
 
-Several references of one source (our extension, not in the paper) are one long reference: K' and V' hold the tokens of
-all of them, one after the other (`join_references`). So a query chooses among the
-places of all as it does among those of one.
+Several references of one source (our extension, not in the paper) are one long reference: K' and V' have the tokens of
+all references, concatenated (`join_references`). So a query can attend to any of them.
 
 What is shared: the released code shares the normalised hidden states that enter the layer, and the imitative U-Net
 projects them with its own ``to_k`` and ``to_v``. The paper shares the reference's own keys and values
 (``ReferenceWriteProcessor(shares_keys_values=True)``).
 
-Both U-Nets may be one and the same (`unets.SharedUNet`, our extension). It reads the reference in a pass of its own,
-before the denoising pass, and ``ReferenceStates.is_writing`` tells its layers which of the two passes it is.
+A single U-Net can also do both (`unets.SharedUNet`, our extension). It reads the reference in a separate pass before
+the denoising pass. ``ReferenceStates.is_writing`` is True in this first pass.
 """
 
 from __future__ import annotations
@@ -64,10 +63,10 @@ if TYPE_CHECKING:
 
 
 class PlainAttentionProcessor:
-    """Self- or cross-attention that does not look at the reference's features.
+    """Self- or cross-attention that does not use features of the reference.
 
-    A cross-attention takes its keys and values from `ReferenceStates.keys_values`, if they are there: the context
-    is the same at every step, so they are projected once (`project_context`).
+    A cross-attention takes its keys and values from `ReferenceStates.keys_values`, if this has them: the context is the
+    same at every step, so they can be projected once (`project_context`).
 
     Args:
         path: module path of the layer in its U-Net.
@@ -89,7 +88,7 @@ class PlainAttentionProcessor:
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Attend: (B, N, C), context (B, M, D) or none -> (B, N, C)."""
+        """Compute attention: (B, N, C), context (B, M, D) or None -> (B, N, C)."""
         is_cross = encoder_hidden_states is not None
         cached = None
         if reference_states is not None and is_cross:
@@ -114,18 +113,18 @@ class PlainAttentionProcessor:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Softmax attention by the chosen backend: (B, N, heads, d), (B, M, heads, d) twice -> (B, N, heads, d)."""
+        """Compute softmax attention: (B, N, heads, d), (B, M, heads, d) twice -> (B, N, heads, d)."""
         return dispatch_attention_fn(
             query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
         )
 
 
 class ReferenceWriteProcessor(PlainAttentionProcessor):
-    """Self-attention of the reference U-Net, which first stores what it shares.
+    """Self-attention of the reference U-Net, which stores its hidden states or keys and values to share them.
 
     Args:
         path: module path of the layer.
-        is_last: no other layer reads the output of this one, so it need not be computed.
+        is_last: no other layer reads the output of this one, so it is not computed.
         shares_keys_values: share keys and values (paper) instead of hidden states (released code).
     """
 
@@ -142,7 +141,7 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Write under this layer's path, then attend: (B, N, C) -> (B, N, C). Masks are refused."""
+        """Store the shared tensors, then compute attention: (B, N, C) -> (B, N, C). Masks are not allowed."""
         _refuse_mask(attention_mask)
         if reference_states is not None:
             path = self._state_path(reference_states)
@@ -158,14 +157,14 @@ class ReferenceWriteProcessor(PlainAttentionProcessor):
 class ReferenceReadProcessor(PlainAttentionProcessor):
     """Self-attention of the imitative U-Net over [its own tokens ; reference tokens].
 
-    In inference the two attentions are merged by their log-sum-exp (`_merge_by_lse`): its own tokens are attended to
-    once for all rows, the reference's only for the rows that have one. The log-sum-exp has no gradient, so training
-    cannot use it, and a backend that was chosen by name does not return it. Then the softmax runs over the
-    concatenation (`_attend_to_both`). The two are equal up to rounding.
+    In inference, the two attentions are computed separately and merged by their log-sum-exp (`_merge_by_lse`): the
+    attention to its own tokens for all rows, that to the reference's tokens only for rows that have a reference. The
+    log-sum-exp has no gradient, so training cannot use this, and a backend that was chosen by name does not return it.
+    Then there is one softmax over the concatenation (`_attend_to_both`). Both ways are equal up to rounding.
 
     Args:
         path: module path of the layer.
-        blend: how much of the softmax over both is taken, 0..1; the rest is self-attention.
+        blend: weight of the softmax over both, 0..1; the rest is self-attention.
     """
 
     def __init__(self, path: str, blend: float = 1.0) -> None:
@@ -181,7 +180,10 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Attend: (B, N, C) -> (B, N, C). See `ReferenceStates` for which rows have a reference. Masks are refused."""
+        """Compute attention: (B, N, C) -> (B, N, C). Masks are not allowed.
+
+        `ReferenceStates` explains which rows have a reference.
+        """
         _refuse_mask(attention_mask)
         query = split_heads(attn.to_q(hidden_states), attn.heads)  # Q, (B, N, heads, d)
         own = project(attn, hidden_states)  # K, V, (B, N, heads, d) each
@@ -225,8 +227,9 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
         first = len(query) - len(reference[0])  # rows before this one have no reference
         query_r, (key, value), (key_r, value_r) = query[first:], (each[first:] for each in own), reference
         if states.keep is not None:
-            # A softmax over copies of its own tokens equals one over [own]. So rows whose reference is dropped need no
-            # mask, which would rule out flash attention, and no second attention.
+            # For rows whose reference is dropped, the reference's tokens are replaced by copies of their own tokens: a
+            # softmax over copies is equal to that over [own]. This needs no mask, which flash attention does not
+            # support, and no second attention.
             keep, times = states.keep.view(-1, 1, 1, 1), key_r.shape[1] // key.shape[1]
             key_r = torch.where(keep, key_r, _repeat_tokens(key, times))
             value_r = torch.where(keep, value_r, _repeat_tokens(value, times))
@@ -241,11 +244,11 @@ class ReferenceReadProcessor(PlainAttentionProcessor):
 class ReferenceReadWriteProcessor(ReferenceReadProcessor):
     """Self-attention of a U-Net that writes its keys and values in one pass, and reads them in another.
 
-    Hidden states would give the same: one network projects them in both passes by the same weights.
+    Sharing hidden states would give the same result, because both passes project them with the same weights.
 
     Args:
         path: module path of the layer.
-        is_last: no other layer reads its output in a pass that writes, so it need not be computed there.
+        is_last: in a pass that writes, no other layer reads the output of this one, so it is not computed.
     """
 
     def __init__(self, path: str, is_last: bool) -> None:
@@ -261,7 +264,7 @@ class ReferenceReadWriteProcessor(ReferenceReadProcessor):
         temb: torch.Tensor | None = None,
         reference_states: ReferenceStates | None = None,
     ) -> torch.Tensor:
-        """Write or read, as `ReferenceStates.is_writing` says: (B, N, C) -> (B, N, C). Masks are refused."""
+        """Write or read, depending on `ReferenceStates.is_writing`: (B, N, C) -> (B, N, C). Masks are not allowed."""
         if reference_states is None or not reference_states.is_writing:
             return super().__call__(
                 attn, hidden_states, attention_mask=attention_mask, reference_states=reference_states
@@ -275,7 +278,7 @@ class ReferenceReadWriteProcessor(ReferenceReadProcessor):
 
 
 def _refuse_mask(attention_mask: torch.Tensor | None) -> None:
-    """Raise ValueError on a mask: it would not say which of the reference's tokens to hide."""
+    """Raise a ValueError if there is a mask, because it cannot say which tokens of the reference to hide."""
     if attention_mask is not None:
         raise ValueError("self-attention that writes or reads a reference does not support attention_mask")
 
@@ -289,17 +292,17 @@ def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def project(attn: Attention, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute a layer's keys and values of tokens: (B, M, D) -> (B, M, heads, C / heads) each."""
+    """Compute the keys and values of tokens in a layer: (B, M, D) -> (B, M, heads, C / heads) each."""
     return split_heads(attn.to_k(tokens), attn.heads), split_heads(attn.to_v(tokens), attn.heads)
 
 
 def join_tokens(tokens: torch.Tensor, rows: int) -> torch.Tensor:
-    """Join the tokens of all n references of a row, which follow each other: (rows n, M, ...) -> (rows, n M, ...)."""
+    """Join the tokens of the n consecutive references of each row: (rows n, M, ...) -> (rows, n M, ...)."""
     return tokens.reshape(rows, -1, *tokens.shape[2:])
 
 
 def _repeat_tokens(tokens: torch.Tensor, times: int) -> torch.Tensor:
-    """(B, N, ...) -> (B, times N, ...); for 1 without a copy."""
+    """Repeat tokens: (B, N, ...) -> (B, times N, ...); without a copy if `times` is 1."""
     return tokens[:, None].expand(-1, times, *tokens.shape[1:]).flatten(1, 2)
 
 
@@ -309,9 +312,9 @@ def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
 
 
 def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute attention and the log-sum-exp of its scores, by PyTorch's flash or memory-efficient kernels.
+    """Compute attention and the log-sum-exp of its scores, with PyTorch's flash or memory-efficient kernels.
 
-    Neither kernel has a gradient through the log-sum-exp: for inference only.
+    The kernels have no gradient through the log-sum-exp, so this is only for inference.
 
     Args:
         query: (B, N, heads, d).
@@ -353,9 +356,9 @@ def reference_paths(unet: UNet2DConditionModel) -> list[str]:
 
 
 def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
-    """Let the mid and up self-attention of the imitative U-Net read references, and write them if it is shared.
+    """Set processors so that the mid and up self-attention of the imitative U-Net reads references.
 
-    Processors that are in place already stay, with the backend that was chosen for them.
+    That of a `SharedUNet` also writes them. Processors of the right type are kept, with their chosen backend.
 
     Args:
         unet: the imitative U-Net.
@@ -381,14 +384,14 @@ def set_reference_processors(unet: UNet2DConditionModel, blend: float) -> None:
 
 
 def set_reference_write_processors(unet: UNet2DConditionModel, shares_keys_values: bool = False) -> None:
-    """Let the mid and up self-attention of the reference U-Net write what is to be shared.
+    """Set processors so that the mid and up self-attention of the reference U-Net writes what it shares.
 
     Args:
         unet: the reference U-Net.
         shares_keys_values: see `ReferenceWriteProcessor`.
 
     Raises:
-        WeightsError: there is no such layer.
+        WeightsError: the U-Net has no such layers.
     """
     writing = reference_paths(unet)
     _check_has_layers(writing)
@@ -417,7 +420,7 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_network: UNe
 
     Args:
         unet: the imitative U-Net.
-        reference_network: the U-Net that reads the reference, perhaps the same.
+        reference_network: the U-Net that reads the reference; for a `SharedUNet`, the same object.
 
     Raises:
         WeightsError: other processors replaced them, so the reference would silently be ignored.
@@ -436,14 +439,14 @@ def check_references_are_read(unet: UNet2DConditionModel, reference_network: UNe
 
 
 def join_references(states: ReferenceStates, rows: int) -> ReferenceStates:
-    """Join what a reference U-Net wrote about several references of each row, see `join_tokens`.
+    """Join the states of n references of each row, see `join_tokens`.
 
     Args:
-        states: of (rows n) references, without a context.
-        rows: of the imitative U-Net.
+        states: states of (rows n) references, without keys and values of a context.
+        rows: number of rows of the imitative U-Net.
 
     Returns:
-        States of that many rows; for n = 1 the same object.
+        States with this number of rows; for n = 1 the same object.
     """
     written = next(iter((*states.features.values(), *(key for key, _ in states.keys_values.values()))))
     if len(written) == rows:
@@ -453,14 +456,14 @@ def join_references(states: ReferenceStates, rows: int) -> ReferenceStates:
     return ReferenceStates(features, keys_values, states.keep, states.blend, states.record, states.queries_and_keys)
 
 
-# --- Keys and values that hold for several steps --------------------------------------------------------------------
+# --- Keys and values that can be used for several steps ---------------------------------------------------------------
 
 
-@apply_forward_hook  # only layers of the U-Net are called here, not the U-Net itself, and offloading must notice it
+@apply_forward_hook  # only layers of the U-Net are called here; without this, offloading would not notice it
 def project_references(unet: UNet2DConditionModel, features: dict[str, torch.Tensor]) -> dict[str, KeysValues]:
     """Compute the imitative U-Net's keys and values of reference features, (R, N, C) by module path.
 
-    They can be used at every step that the features hold for.
+    They can be used at all steps that use the same features.
     """
     return {path: project(unet.get_submodule(path), feature) for path, feature in features.items()}
 

@@ -12,9 +12,10 @@ def noise_scheduler(
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
-        timestep_spacing: of sampling: "leading" (released), whose first step takes pure noise for less than that where
-            steps are few; or "trailing", which begins at the last timestep (arXiv 2305.08891, Sec. 3.3).
-        rescale_betas_zero_snr: whether the last timestep is pure noise (arXiv 2305.08891, Sec. 3.1).
+        timestep_spacing: spacing of the timesteps in sampling: "leading" (released), which with few steps begins at
+            a timestep with less noise, although its input is pure noise; or "trailing", which begins at the last
+            timestep (arXiv 2305.08891, Sec. 3.3).
+        rescale_betas_zero_snr: make the last timestep pure noise (arXiv 2305.08891, Sec. 3.1).
     """
     return DDIMScheduler(
         beta_start=0.00085,
@@ -36,7 +37,7 @@ def few_step_scheduler(
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
-        original_steps: of the teacher's sampler; the few steps are chosen among these.
+        original_steps: number of steps of the teacher's sampler; the few steps are chosen among these.
         rescale_betas_zero_snr: see `noise_scheduler`.
     """
     return LCMScheduler(

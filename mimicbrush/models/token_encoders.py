@@ -1,6 +1,6 @@
-"""Networks that make image tokens of a reference: CLIP (the method), or another in the ablation of the paper's Table 3.
+"""Networks that make image tokens of a reference: CLIP (the method), or DINOv2 (ablation of the paper's Table 3).
 
-Adding one is an entry in `TOKEN_ENCODERS` and one in `options.REFERENCE_ENCODERS`: docs/extending.md.
+To add one, add an entry to `TOKEN_ENCODERS` and one to `options.REFERENCE_ENCODERS`, see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class TokenEncoder:
-    """Kind of network that makes image tokens.
+    """A kind of network that makes image tokens.
 
     Attributes:
-        model_class: of transformers.
-        read_config: what a config.json holds -> its config.
-        mean, std: of the pixels that it was trained with, in 0..1, red, green, blue.
-        image_px: its config -> side of the square image that it is shown.
-        tokens: the network and normalised pixels (B, 3, s, s) -> tokens (B, N, C).
-        class_tokens: how many of the first tokens are of no patch.
-        toy: makes one with random weights, for images of 32 px.
+        model_class: its class in transformers.
+        read_config: function: content of a config.json -> config of the network.
+        mean, std: statistics of the pixels that it was trained with, in 0..1, red, green, blue.
+        image_px: function: config -> side of its square input in px.
+        tokens: function: network, normalised pixels (B, 3, s, s) -> tokens (B, N, C).
+        class_tokens: number of tokens at the beginning that belong to no patch.
+        toy: function that makes a network with random weights, for images of 32 px.
     """
 
     model_class: type[PreTrainedModel]
@@ -45,7 +45,7 @@ class TokenEncoder:
 
 
 def clip_tokens(encoder: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
-    """Compute `hidden_states[-2]` (paper Sec. 3.2), without the last layer and the projection: nothing reads them."""
+    """Compute `hidden_states[-2]` (paper Sec. 3.2) without the last layer and the projection, which are not needed."""
     vision = encoder.vision_model
     hidden = vision.pre_layrnorm(vision.embeddings(pixels))
     for layer in vision.encoder.layers[:-1]:
@@ -59,7 +59,7 @@ def last_tokens(encoder: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
     return tokens
 
 
-#: By the name that `ModelOptions.reference_encoder` has for it.
+#: The encoders by their name in `ModelOptions.reference_encoder`.
 TOKEN_ENCODERS: dict[str, TokenEncoder] = {
     "clip": TokenEncoder(
         model_class=CLIPVisionModelWithProjection,
@@ -81,13 +81,13 @@ TOKEN_ENCODERS: dict[str, TokenEncoder] = {
             )
         ),
     ),
-    # *Ours*: the paper says no more than "DINOv2".
+    # *Ours*: the paper only says "DINOv2".
     "dinov2": TokenEncoder(
         model_class=Dinov2Model,
         read_config=Dinov2Config.from_dict,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        # Its weights were made at 518 px; positions are interpolated for the 16 x 16 patches of Table 3.
+        # It was trained at 518 px; its positions are interpolated for the 16 x 16 patches of Table 3.
         image_px=lambda config: min(16 * config.patch_size, int(config.image_size)),
         tokens=last_tokens,
         class_tokens=1,
@@ -102,7 +102,7 @@ def token_encoder_name(encoder: PreTrainedModel) -> str:
     """Find the name of an encoder of image tokens in `TOKEN_ENCODERS`, also of a compiled one.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is not in `TOKEN_ENCODERS`.
     """
     return encoder_without_unet(type(getattr(encoder, "_orig_mod", encoder)).__name__)
 

@@ -1,4 +1,7 @@
-"""The two U-Nets: stock diffusers models, one with a wider conv_in, one without its dead tail; and one for both."""
+"""The imitative U-Net, the reference U-Net, and one U-Net for both: diffusers models with small changes.
+
+The imitative U-Net has a wider conv_in. The reference U-Net lacks the layers after its last shared self-attention.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ UNET_IN_CHANNELS = 3 * LATENT_CHANNELS + 1
 
 
 class ReferenceUNet(UNet2DConditionModel):
-    """A U-Net that only writes `ReferenceStates`; its `.sample` means nothing.
+    """A U-Net that only writes `ReferenceStates`; its `.sample` must not be used.
 
-    The layers behind the last self-attention that is read get no gradient, and DDP would stop on them. So they are left
+    The layers after the last self-attention that is shared would get no gradients, and DDP would fail. So they are left
     out: 24 keys for SD-1.5, exactly those that the released ``referencenet`` lacks.
     """
 
@@ -52,7 +55,7 @@ class ReferenceUNet(UNet2DConditionModel):
         """Make a reference U-Net with the weights of another U-Net, on its device and in its type.
 
         Args:
-            unet: a stock U-Net, or one that paints, see `init_reference_from_unet`.
+            unet: a U-Net of diffusers, or an imitative U-Net, see `init_reference_from_unet`.
         """
         reference = cls.from_config({**unet.config, "in_channels": LATENT_CHANNELS})
         init_reference_from_unet(reference, unet)
@@ -61,24 +64,24 @@ class ReferenceUNet(UNet2DConditionModel):
 
 
 class KeyValueReferenceUNet(ReferenceUNet):
-    """A reference U-Net that shares its own keys and values, as paper Sec. 3.2 says it.
+    """A reference U-Net that shares its own keys and values, as in paper Sec. 3.2.
 
-    Differs from the released code, which shares hidden states; it keeps two of the 24 keys, the ``to_k`` and
-    ``to_v`` of the last layer.
+    The released code shares hidden states instead. This class has two of the 24 omitted keys: ``to_k`` and ``to_v`` of
+    the last layer.
     """
 
     _shares_keys_values = True
 
 
 class SharedUNet(UNet2DConditionModel):
-    """A U-Net that reads the reference and paints, in two passes (*ours*).
+    """A U-Net that both reads the reference and denoises, in two passes (*ours*).
 
-    It has half of the weights, gradients and moments of two U-Nets. The pass that reads has no loss of its own: its
-    weights learn from what the other pass makes of its keys and values.
+    It has half of the weights, gradients and moments of two U-Nets. The pass that reads the reference has no loss. Its
+    weights learn from gradients through the keys and values that the denoising pass uses.
 
-    One network that denoises one image and only reads the other is known from virtual try-on (DeCo-VTON, arXiv
-    2511.18775), where both stand side by side in one pass. Two passes, and what fills the 13 channels
-    (`make_reference_input`), are ours: a reference can be read before the first step, and once for many edits.
+    DeCo-VTON (virtual try-on, arXiv 2511.18775) also has one network that denoises one image and only reads the other,
+    but both images side by side in one pass. The two passes and the input of 13 channels (`make_reference_input`) are
+    ours: a reference can be read before the first step, and once for many edits.
     """
 
     reads_and_paints = True
@@ -92,10 +95,10 @@ def find_reference_network(
 
 
 def make_reference_input(reference_network: UNet2DConditionModel, latents: torch.Tensor) -> torch.Tensor:
-    """Make what a U-Net sees of references: clean latents (R, 4, h, w) -> (R, 4 or 13, h, w).
+    """Make the input of a U-Net that reads references: clean latents (R, 4, h, w) -> (R, 4 or 13, h, w).
 
-    A `SharedUNet` takes 13 channels. It sees an inpainting task that has nothing to paint: the reference as the image
-    and again as what is known of it, an empty mask, and zeros in the place of depth.
+    A `SharedUNet` takes 13 channels. Its input is that of an edit without anything to repaint: the reference as the
+    noisy latent and as the masked source, an empty mask, and zeros instead of depth.
     """
     if reference_network.config.in_channels == LATENT_CHANNELS:
         return latents
@@ -108,10 +111,10 @@ REFERENCE_UNETS = {"hidden_states": ReferenceUNet, "keys_values": KeyValueRefere
 
 
 def init_reference_from_unet(reference_unet: ReferenceUNet, unet: UNet2DConditionModel) -> None:
-    """Copy the weights of a U-Net into a reference U-Net, all but the dead tail.
+    """Copy the weights of a U-Net into a reference U-Net, except those of the omitted layers.
 
-    A U-Net that paints has more input channels than the reference U-Net, which sees clean latents alone. Of its conv_in
-    the columns of the noisy latent are taken, which come first.
+    An imitative U-Net has more input channels than the reference U-Net, which gets only clean latents. From its
+    conv_in, the weights of the first channels are copied, those of the noisy latent.
     """
     weights = unet.state_dict()
     weights["conv_in.weight"] = weights["conv_in.weight"][:, :LATENT_CHANNELS]
@@ -121,10 +124,10 @@ def init_reference_from_unet(reference_unet: ReferenceUNet, unet: UNet2DConditio
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
     """Give a U-Net more input channels (paper Sec. 3.2: 9 -> 13), with zero weights for the new ones.
 
-    Zeros leave the output what it was at the start, whatever the new channels hold.
+    With zeros, the output does not change at first, whatever the new channels contain.
 
     Raises:
-        WeightsError: fewer channels asked for than there are.
+        WeightsError: `in_channels` is smaller than the present number.
     """
     old = unet.conv_in
     if in_channels < old.in_channels:

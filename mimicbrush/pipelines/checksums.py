@@ -1,11 +1,8 @@
-"""The files that a folder of weights must hold, as they were saved: their sizes and hashes. Imports no torch.
+"""Stores and checks the sizes and hashes of the files in a folder of weights. Imports no torch.
 
-Without this, a folder whose files were lost or exchanged could open as another model: networks of two runs have the
-same shapes, and without its LoRA file FLUX.2 klein is its base model.
-
-Written by `save_pretrained` in `pipelines/hub.py`, which `training/export.py` calls, too. FLUX.2 klein writes the same
-list into imitation.json (`pipelines/flux2_klein.py`: `write_klein_folder`). Checked when a pipeline is opened
-(`pipelines/folder.py`, `pipelines/hub.py` and `pipelines/klein/folder.py`).
+Without this, a folder with missing or exchanged files could be opened as another model: networks of two runs have the
+same shapes, and without its LoRA file, FLUX.2 klein is its base model. `pipelines.hub` writes the checksums when a
+pipeline is saved (also by `training.export`); `pipelines.folder` checks them when it is opened.
 """
 
 from __future__ import annotations

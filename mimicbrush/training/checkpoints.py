@@ -1,8 +1,7 @@
-"""Checkpoints on disk: written under another name, hashed, and renamed when complete. Then old ones are deleted.
+"""Writes, verifies and deletes checkpoints on disk. They are written under another name, and renamed when complete.
 
-A checkpoint is a folder ``step-00001000`` of safetensors files and a ``state.json``, which names the size and the
-SHA-256 of each and is written last. This file is about the disk alone; what a run needs to go on is
-`training.state`.
+A checkpoint is a folder ``step-00001000`` with safetensors files and a ``state.json``, which has the size and the
+SHA-256 of each file and is written last. `training.state` decides what a checkpoint contains.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 STATE_FILE = "state.json"
-#: At least this many good checkpoints stay, whatever `keep` says.
+#: At least this many good checkpoints are kept, even if `keep` is smaller.
 LEAST_KEPT = 2
 #: Increased by 1 if older checkpoints can no longer be read.
 FORMAT = 2
@@ -38,7 +37,7 @@ Tensors = Mapping[str, Mapping[str, "torch.Tensor"]]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Path of the checkpoint after this many steps."""
+    """Return the path of the checkpoint after this many steps."""
     return folder / f"step-{step:08d}"
 
 
@@ -51,17 +50,17 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     """Write a complete checkpoint, then delete all but the newest `keep` good ones.
 
     Args:
-        folder: of all checkpoints; made if it is absent.
-        step: how many steps were done.
-        tensors: to save, by file.
-        state: the rest to save, as JSON.
-        keep: at least `LEAST_KEPT` stay.
+        folder: folder of all checkpoints; it is created if it does not exist.
+        step: number of steps done.
+        tensors: tensors to save, by file.
+        state: further values to save as JSON.
+        keep: number of checkpoints to keep; at least `LEAST_KEPT` are kept.
 
     Returns:
         The new folder.
 
     Raises:
-        OSError: the disk is full or refuses; nothing is left behind, and every older checkpoint is still there.
+        OSError: the disk is full or cannot be written; no incomplete files stay, and all older checkpoints are kept.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -85,7 +84,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             _remove(final)
         aside.rename(final)
         _flush(folder)
-    except SafetensorError as error:  # how safetensors reports errors of the disk
+    except SafetensorError as error:  # safetensors raises this for errors of the disk
         raise OSError(errno.EIO, str(error), str(aside)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -94,16 +93,17 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
 
 
 def find_checkpoint(folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
-    """Find the checkpoint for `resume`: "never" is none, "latest" is the newest intact one or none, or a folder.
+    """Find the checkpoint to resume from; None to start a new run.
 
     Args:
-        folder: of all checkpoints.
-        resume: see above.
-        say: gets a message for each checkpoint that is passed over, with the reason.
+        folder: folder of all checkpoints.
+        resume: "never": None; "latest": the newest intact checkpoint, or None if there are none; or the folder of a
+            checkpoint.
+        say: called with a message for each damaged checkpoint that is skipped.
 
     Raises:
-        CheckpointError: "never" though there are checkpoints, none of several verifies, or a folder that is not a
-            good checkpoint.
+        CheckpointError: `resume` is "never", but there are checkpoints; or all are damaged; or the folder is not a good
+            checkpoint.
     """
     existing = list_checkpoints(folder)
     if resume == "never":
@@ -159,9 +159,9 @@ def _find_named_checkpoint(folder: Path, resume: str, existing: list[Path]) -> P
 
 
 def verify_checkpoint(checkpoint: Path, deep: bool = True) -> str | None:
-    """Find what is wrong with a checkpoint, by the size of every file and, if `deep`, its hash; None if nothing is.
+    """Find what is wrong with a checkpoint; None if it is intact.
 
-    Hashes take a second for a gigabyte or so.
+    The size of every file is compared and, if `deep`, its hash, which takes about a second per gigabyte.
     """
     try:
         files = parse_stored_files(_read_json(checkpoint / STATE_FILE)["files"])
@@ -193,7 +193,8 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
 
     Args:
         checkpoint: its folder.
-        expected: what must be the same for the run to go on as if never interrupted.
+        expected: options and other values that must be the same, so that the run continues as if it was not
+            interrupted.
 
     Raises:
         CheckpointError: the run differs; the message names all differences. Or see `read_state`.
@@ -206,7 +207,7 @@ def check_identity(checkpoint: Path, expected: Mapping[str, Any]) -> None:
         )
 
 
-#: Options that are newer than the oldest checkpoints -> what the versions before them did.
+#: Options that old checkpoints lack -> the values that describe what earlier versions did.
 ADDED_LATER: dict[str, Any] = {
     "data.num_matches": 64,
     "data.fixed_views": 0,
@@ -233,7 +234,7 @@ ADDED_LATER: dict[str, Any] = {
 
 
 def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List what two runs do not agree on, for a message."""
+    """List the differences between two runs, for a message."""
     before = {**ADDED_LATER, **stored}
     return [
         f"{name}: was {before.get(name)!r}, now {value!r}"
@@ -245,23 +246,23 @@ def find_identity_differences(stored: Mapping[str, Any], expected: Mapping[str, 
 def estimate_missing_bytes(folder: Path, num_trained: int, *, has_average: bool) -> int:
     """Estimate the least space that the checkpoints of a run need in addition to those that exist.
 
-    `LEAST_KEPT` stay, and a new one is written before the oldest of them is deleted. How many more a run keeps is its
-    own choice, and may never be reached. Weights, both moments of Adam and the average are float32.
+    `LEAST_KEPT` are kept, and a new one is written before the oldest is deleted. `keep_checkpoints` may be larger, but
+    a run may end before it is reached. Weights, both moments of Adam and the average are float32.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         num_trained: number of trained parameters.
-        has_average: whether the averaged weights are stored, too.
+        has_average: whether averaged weights are also stored.
     """
     num_missing = max(1, LEAST_KEPT + 1 - len(list_checkpoints(folder)))
     return num_missing * num_trained * 4 * (4 if has_average else 3)
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Delete all that are older than the newest `keep` good ones; damaged ones do not count.
+    """Delete all checkpoints that are older than the newest `keep` good ones; damaged ones do not count.
 
-    Every byte of those that stay is read again: a damaged one must not let the last good one go. That takes a second
-    for a gigabyte or so, and only where there is anything to delete.
+    The hashes of those that are kept are verified, so that no good checkpoint is deleted in favour of a damaged one.
+    This takes about a second per gigabyte, and is done only if there are checkpoints to delete.
     """
     good, least, paths = 0, max(keep, LEAST_KEPT), list_checkpoints(folder)
     if len(paths) <= least:
@@ -274,7 +275,7 @@ def _rotate(folder: Path, keep: int) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint. It loses its name first: a half-deleted folder must not look like a checkpoint."""
+    """Delete a checkpoint. It is renamed first, so that a half-deleted folder does not look like a checkpoint."""
     renamed = checkpoint.with_suffix(".old.tmp")
     with contextlib.suppress(OSError):  # a folder that cannot be deleted now is tried again with the next checkpoint
         checkpoint.rename(renamed)
@@ -297,14 +298,14 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _write_json(path: Path, state: Mapping[str, Any]) -> None:
-    """Write JSON with its own hash, so that a flipped bit is noticed here, too."""
+    """Write JSON with its own hash, so that damage to this file is also noticed."""
     write_json(path, {"sha256": _json_hash(state), "state": state})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     outer = json.loads(path.read_text())
     if "state" not in outer:
-        return {"format": 1}  # of the first version, which hashed nothing
+        return {"format": 1}  # written by the first version, without hashes
     state: dict[str, Any] = outer["state"]
     if _json_hash(state) != outer["sha256"]:
         raise ValueError(f"{path.name} has changed since it was written (different hash)")
@@ -316,7 +317,7 @@ def _json_hash(state: Mapping[str, Any]) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, onto the disk; Windows cannot open folders for this."""
+    """Flush a file, or the entries of a folder, to the disk; Windows cannot do this for folders."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -329,23 +330,23 @@ def _flush(path: Path) -> None:
 class CheckpointSaver:
     """Writes one checkpoint at a time in a thread, while training continues.
 
-    Safetensors and hashing release the lock of the interpreter.
+    Safetensors and hashing release the GIL, so training is hardly slower meanwhile.
 
     Args:
-        folder: of all checkpoints.
+        folder: folder of all checkpoints.
         keep: see `write_checkpoint`.
-        say: gets a message for each checkpoint that could not be written.
+        say: called with a message for each checkpoint that could not be written.
     """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
         self.folder, self.keep, self.say = folder, keep, say
         self.num_failed = 0
-        self._latest_error: Exception | None = None  # of the latest checkpoint; None where that was written
+        self._latest_error: Exception | None = None  # error of the latest checkpoint; None if it was written
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Start to write, after the one before is done. Nobody may change the tensors any more."""
+        """Start to write a checkpoint, when the one before is done. The caller must not change the tensors any more."""
         self.wait()
         self._writing = self._pool.submit(write_checkpoint, self.folder, step, tensors, state, self.keep)
 
@@ -353,10 +354,11 @@ class CheckpointSaver:
         """Wait until nothing is being written, and report a checkpoint that could not be written.
 
         Args:
-            must_succeed: the run ends here, so that such a checkpoint is an error, also where it was reported before.
+            must_succeed: raise an error if the latest checkpoint was not written, also if this was reported before;
+                for the end of a run.
 
         Raises:
-            UnsavedError: the last one could not be written.
+            UnsavedError: the latest checkpoint could not be written, and `must_succeed` is set.
         """
         writing, self._writing = self._writing, None
         try:
@@ -369,7 +371,7 @@ class CheckpointSaver:
             raise self._unsaved_error(self._latest_error) from self._latest_error
 
     def note_failure(self, error: Exception, must_succeed: bool = False) -> None:
-        """Count and report a checkpoint that could not be made; arguments and errors as of `wait`."""
+        """Count and report a checkpoint that could not be made; `must_succeed` and errors as in `wait`."""
         self.num_failed += 1
         self._latest_error = error
         if must_succeed:

@@ -5,8 +5,8 @@ The denoising loss alone hardly teaches this to a small model: colours reach it 
 of a photograph follow from the matrices of its two views (`data.transforms`: `_sample_image_matches`). In the same
 file, `_sample_matches` chooses those of a sample. The loss supervises some heads of every reading layer.
 
-Matches as soft targets of attention: SIFT-VTON (arXiv 2605.01296), CORAL (2602.17636), MOSAIC (2509.01977) for try-on;
-Leffa (2412.08486) without labels.
+Related work that uses matches as soft targets of attention, for virtual try-on: SIFT-VTON (arXiv 2605.01296), CORAL
+(2602.17636), MOSAIC (2509.01977); without labels: Leffa (2412.08486).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from mimicbrush.types import KeysValues
 
-#: Layers with fewer tokens along a side are not used: their tokens are too large for a place.
+#: Layers with fewer tokens along a side are not used, because their tokens are too large to mark a place.
 MIN_SIDE = 8
-#: A match counts as found where the attention peaks nearer than this part of the canvas side.
+#: A match counts as found if the attention peaks nearer to it than this share of the side of the canvas.
 FOUND_RATIO = 0.1
 
 
@@ -38,9 +38,9 @@ class CorrespondenceLoss(NamedTuple):
     Attributes:
         per_sample: (B,) mean over a sample's matches and over layers; 0 without matches or reference. Attention that
             is spread evenly over the reference has a loss of 1.
-        num_samples: () number of samples that have a match and their reference.
-        match_counts: (2,) matches that the attention finds, each counted by the share of layers in which it peaks
-            within `FOUND_RATIO` of the place; and all matches. Without gradients.
+        num_samples: () number of samples with a match whose reference is not dropped.
+        match_counts: (2,) number of matches that the attention finds, and of all matches. A match that is found in a
+            share of the layers counts as this share. Without gradients.
     """
 
     per_sample: torch.Tensor
@@ -49,13 +49,13 @@ class CorrespondenceLoss(NamedTuple):
 
 
 def check_reading_layers(unet: UNet2DConditionModel | None) -> None:
-    """Check that some layer reads a reference on a grid of `MIN_SIDE` or more tokens along a side.
+    """Check that a layer reads the reference on a grid of `MIN_SIDE` or more tokens along a side.
 
     Args:
-        unet: the imitative U-Net; None if nothing reads a reference U-Net.
+        unet: the imitative U-Net; None if the model has no reference U-Net.
 
     Raises:
-        InputError: none does.
+        InputError: there is no such layer.
     """
     if unet is None:
         raise InputError(
@@ -80,23 +80,24 @@ def correspondence_loss(
     size_px: int,
     heads_ratio: float,
 ) -> CorrespondenceLoss:
-    """Compute the cross-entropy between the attention over the reference's tokens and the place that matches.
+    """Compute the cross-entropy between the attention over the reference's tokens and the matching place.
 
-    For a match (x, y) -> (x', y'), with q of the token that holds (x, y) and k of the M reference tokens::
+    For a match (x, y) -> (x', y'), with q of the token that contains (x, y) and k of the M reference tokens::
 
         loss = -sum_i w_i log softmax(q k_i / sqrt(d)) / log M,    i: the four tokens around (x', y'), w bilinear
 
-    The softmax is over the *reference's* tokens alone: how much the model reads of the reference at all stays free. Of
-    several references it is over the tokens of the first, to which the matches belong. The others may show the same
-    place, and no match says where: over all tokens, the loss would teach not to look at them.
+    The softmax is only over the *reference's* tokens, so the loss does not influence how much attention the reference
+    gets as a whole. With several references, it is over the tokens of the first, to which the matches belong. The
+    others may show the same place, but there are no matches for them: with a softmax over all tokens, the loss would
+    teach not to attend to them.
 
     Args:
-        queries_and_keys: query (B, N, heads, d) and reference key (B, R M, heads, d) of each reading layer, by its
-            path; a reference has as many tokens as the source, M = N.
-        matches: of the batch, on the canvas.
+        queries_and_keys: query (B, N, heads, d) and reference key (B, R M, heads, d) of each layer that reads the
+            reference, by its path; a reference has as many tokens as the source, M = N.
+        matches: matches of the batch, in pixels of the canvas.
         keep_reference: (B,) bool, False = dropped.
         size_px: side of the canvas.
-        heads_ratio: part of the heads of each layer, the first ones, above 0 and at most 1.
+        heads_ratio: share of the heads of each layer to teach, the first ones, above 0 and at most 1.
 
     Raises:
         InputError: no layer has `MIN_SIDE` tokens along a side.
@@ -119,10 +120,10 @@ def correspondence_loss(
 def _layer_loss(
     query: torch.Tensor, key: torch.Tensor, matches: Matches, size_px: int, heads_ratio: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute of one layer, (B, K) float32 each: the loss at each match; 1 where the attention peaks near it."""
+    """Compute for one layer, (B, K) float32 each: the loss of each match, and 1 if the attention finds it, else 0."""
     side, heads = math.isqrt(key.shape[1]), math.ceil(round(heads_ratio * query.shape[2], 6))
     rows = torch.arange(len(query), device=query.device)[:, None]
-    # q of the source token that holds each match, and k of all reference tokens, of the taught heads.
+    # For the taught heads: q of the source token that contains each match, and k of all reference tokens.
     token = _token_index(matches.source_xy, math.isqrt(query.shape[1]), size_px)  # (B, K)
     q, k = query[rows, token, :heads], key[:, :, :heads]  # (B, K, heads, d) and (B, M, heads, d)
     # Scores in float32 also under autocast: a softmax over thousands of tokens needs it.
@@ -139,7 +140,7 @@ def _layer_loss(
 
 
 def _token_index(xy: torch.Tensor, side: int, size_px: int) -> torch.Tensor:
-    """Find the token that holds a place: (B, K, 2) px of the canvas -> (B, K) number in a grid of side x side."""
+    """Find the token that contains a place: (B, K, 2) px of the canvas -> (B, K) index in a grid of side x side."""
     column, row = ((xy + 0.5) * (side / size_px)).long().clamp(0, side - 1).unbind(-1)
     return row * side + column
 
@@ -147,7 +148,7 @@ def _token_index(xy: torch.Tensor, side: int, size_px: int) -> torch.Tensor:
 def _bilinear(xy: torch.Tensor, side: int, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the four tokens around a place, and their bilinear weights: (B, K, 2) px -> (B, K, 4) each.
 
-    At the edge of the canvas, where there is no token beyond, the nearest one has all of the weight.
+    At the edge of the canvas, the nearest token has all the weight.
     """
     place = ((xy + 0.5) * (side / size_px) - 0.5).clamp(0, side - 1)  # in tokens, centres at whole numbers
     low = place.floor().clamp(max=side - 2)

@@ -1,4 +1,4 @@
-"""Export: from the weights of a run to a pipeline that edits, at any time."""
+"""Exports the weights of a run as a pipeline."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ExportWeights = Iterable[tuple[str, torch.Tensor]]
 
 
 class PipelineExporter:
-    """Makes pipelines of weights, with the conventions of a run and a record of its training data.
+    """Makes pipelines from weights, with the conventions of a run and a record of its training data.
 
     Args:
         model: the trained networks, before they are sharded; only their classes and configs are kept.
         components: all networks; the frozen ones are saved as they are.
-        model_options, train_options: of the run.
+        model_options, train_options: options of the run.
         training_data: saved with each pipeline, for evaluations.
     """
 
@@ -59,13 +59,14 @@ class PipelineExporter:
     ) -> MimicBrushPipeline:
         """Build a pipeline with copies of these weights, adapters merged.
 
+        The iterator of weights is always consumed to its end, also after an error, because all processes gather sharded
+        weights together.
+
         Args:
             weights: name in `MimicBrushModel` -> tensor, all of them.
-            encoders: frozen networks to share, whose device and type the copies get; None: those of `components`,
-                and copies in float32 on the CPU.
-            adapters: a folder to write adapters into, where there are any.
-
-        All weights are taken, also after an error: all processes gather sharded ones together.
+            encoders: frozen networks to share; the copies get their device and type. None: use those of `components`,
+                and make copies in float32 on the CPU.
+            adapters: a folder to also write the adapters into, if there are any.
         """
         with take_all(weights) as rest:
             return self._build_pipeline(rest, encoders, adapters)
@@ -110,26 +111,26 @@ class PipelineExporter:
         )
 
     def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save a pipeline with these weights. Every process must call it; the main one writes.
+        """Save a pipeline with these weights. Every process must call this; the main process writes.
 
-        An error there, such as a full disk, leaves no other process waiting for the rest of the weights.
+        After an error there, such as a full disk, the other processes do not wait for the rest of the weights.
 
         Args:
             weights: name in `MimicBrushModel` -> tensor, all of them.
-            folder: an older one is replaced when the new one is complete.
-            half: all networks in half precision (float16).
+            folder: folder of the pipeline; an existing one is replaced when the new one is complete.
+            half: save all networks in half precision (float16).
         """
         quiet_libraries()
 
         def write(aside: Path) -> None:
             pipeline = self.build_pipeline(rest, adapters=aside / "adapters")
-            if half:  # network by network: the pipeline itself would warn that it is of no use on a CPU
+            if half:  # network by network, because the pipeline would warn that float16 does not work on a CPU
                 for network in pipeline.components.values():
                     if isinstance(network, nn.Module):
                         network.half()
             aside.mkdir(parents=True, exist_ok=True)
             write_training_data(aside, self.training_data)
-            pipeline.save_pretrained(aside)  # its checksums cover what the weights were trained on
+            pipeline.save_pretrained(aside)  # after the training data, which its checksums include
             apply_umask(aside)
 
         with take_all(weights) as rest:
@@ -139,7 +140,7 @@ class PipelineExporter:
 
 @contextmanager
 def take_all(weights: ExportWeights) -> Iterator[ExportWeights]:
-    """Give the weights, and take those that are left in the end, whatever happens in between."""
+    """Yield an iterator of the weights, and consume the rest of it at the end, also after an error."""
     rest = iter(weights)
     try:
         yield rest

@@ -1,6 +1,6 @@
 """Reasons to skip a step or stop a run: gradients that are not finite, signals, time, errors, bad data.
 
-A process that went on alone, or stopped alone, would wait for the others without end, or they for it.
+All processes must decide the same: if only some of them stopped, the others would wait for them forever.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _T = TypeVar("_T")
 #: State of the next item of a process, see `StopRequests.agree`.
 _READY, _WAITING, _FAILED = range(3)
 
-#: This many skipped steps in a row end a run.
+#: A run ends after this many skipped steps in a row.
 MOST_SKIPPED_IN_A_ROW = 10
 
-#: Signals after which a run saves and ends, and its exit status: clusters send the first two before they take the
-#: machine away (the status of a process that SIGTERM ended, for both), Ctrl-C is the third.
+#: Signals after which a run saves its state and ends -> its exit status. Clusters send SIGTERM or SIGUSR1 before they
+#: stop a job; both have the usual status for SIGTERM. Ctrl-C sends SIGINT.
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 143, signal.SIGINT: 130}
 if hasattr(signal, "SIGUSR1"):
     EXIT_STATUS[signal.SIGUSR1] = 143
-#: One process may write, hash and export tens of gigabytes while the others wait for its answer.
+#: Longest wait for other processes: one may write, hash and export tens of gigabytes meanwhile.
 _LONGEST_WAIT = timedelta(hours=2)
 
 
@@ -65,8 +65,8 @@ class SkippedSteps:
     """Counts steps whose gradients were not finite.
 
     Args:
-        in_a_row: the skipped steps just before.
-        total: those of the whole run.
+        in_a_row: number of latest steps that were skipped.
+        total: number of skipped steps of the whole run.
     """
 
     def __init__(self, in_a_row: int = 0, total: int = 0) -> None:
@@ -92,11 +92,11 @@ class SkippedSteps:
 class StopRequests:
     """Requests to end the run: by a signal, or because its time is over.
 
-    Every process gets signals of its own, and has a clock of its own. With several of them, the answer is the largest
-    of all, which they exchange on the CPU: no GPU is waited for.
+    Each process has its own signals and its own clock. Several processes exchange their requests, and all use the
+    largest. They do this on the CPU, so no process waits for its GPU.
 
     Args:
-        max_minutes: from now; None for no limit.
+        max_minutes: time limit from now; None: no limit.
 
     Attributes:
         signal: the number of the signal that all processes agreed on, or 0.
@@ -130,7 +130,7 @@ class StopRequests:
         """Exchange the requests of all processes, and return the highest level. All of them must call it.
 
         Args:
-            level: what this process has to tell besides; its meaning is the caller's.
+            level: a further number of this process to exchange; the caller defines its meaning.
         """
         is_late = self._ends_at is not None and time.monotonic() >= self._ends_at
         own = torch.tensor([self._own_signal, is_late, level])
@@ -147,11 +147,11 @@ class StopRequests:
 
 
 def await_next(items: Iterator[_T], stop: StopRequests) -> tuple[_T | None, Exception | None]:
-    """Wait until every process has its next item, or all agree to stop; return the item, and an error of any of them.
+    """Wait until all processes have their next item or agree to stop; return the item and an error of any process.
 
     Args:
-        items: of this process; None wherever the next takes its time.
-        stop: what all processes listen to meanwhile.
+        items: items of this process; it yields None if the next item is not ready yet.
+        stop: stop requests, which all processes exchange meanwhile.
     """
     item: _T | None = None
     error: Exception | None = None
@@ -160,28 +160,28 @@ def await_next(items: Iterator[_T], stop: StopRequests) -> tuple[_T | None, Exce
         if item is None:
             try:
                 item = next(items)
-            except Exception as caught:  # noqa: BLE001 - the caller raises it when the state is saved
+            except Exception as caught:  # noqa: BLE001 - the caller raises it after it has saved the state
                 error = caught
         level = stop.agree(_FAILED if error else _WAITING if item is None else _READY)
     return item, share_error(error) if level == _FAILED else None
 
 
 def share_error(error: Exception | None) -> Exception | None:
-    """Return an error of this process, or else that of another one; all processes must call it."""
+    """Return the error of this process, or if there is none, that of another one; all processes must call this."""
     sent = error if error is None or isinstance(error, MimicBrushError) else MimicBrushError(describe_error(error))
     found = [each for each in gather_object([sent]) if each is not None]
     return error or (found[0] if found else None)
 
 
 def run_together(work: Callable[[], _T]) -> _T:
-    """Run something on every process; if one of them fails, raise an error on all of them.
+    """Run `work` on every process; if it fails on one of them, raise an error on all of them.
 
-    All processes must call it. What they exchange in `work` must not depend on whether it goes well.
+    All processes must call this. Collective calls inside `work` must also happen if a part of it fails.
     """
     result, error = None, None
     try:
         result = work()
-    except Exception as caught:  # noqa: BLE001 - it is raised again, and elsewhere
+    except Exception as caught:  # noqa: BLE001 - it is raised again below, on all processes
         error = caught
     if (shared := share_error(error)) is not None:
         raise shared
@@ -189,7 +189,7 @@ def run_together(work: Callable[[], _T]) -> _T:
 
 
 def explain_error(error: Exception, device: torch.device) -> Exception:
-    """Return the error of a step; if it is about memory, with what to do."""
+    """Return the error of a step; an out-of-memory error becomes one whose message says what to do."""
     if not is_out_of_memory(error):
         return error
     return MimicBrushError(
@@ -199,7 +199,7 @@ def explain_error(error: Exception, device: torch.device) -> Exception:
     )
 
 
-#: This many bad samples never stop a run: a single early one would exceed any ratio.
+#: Up to this many bad samples never stop a run, because a single early one would exceed any ratio.
 ALWAYS_ALLOWED = 10
 
 
@@ -207,10 +207,10 @@ class BadSamples:
     """Counts the pairs that the loader had to replace, over all processes.
 
     Args:
-        max_ratio: unreadable pairs over samples; above it (and above `ALWAYS_ALLOWED`) the run stops. It holds for the
-            time since the run was started or resumed, and for every stretch between two logs, so that a disk
-            that fails late is noticed soon.
-        path: gets a line per unreadable pair.
+        max_ratio: largest share of samples whose pair cannot be read; above it (and above `ALWAYS_ALLOWED`) the run
+            stops. It is checked since the start of this process, and between two logs, so that a disk that fails late
+            is noticed soon.
+        path: file to which a line per unreadable pair is appended.
     """
 
     def __init__(self, max_ratio: float, path: Path) -> None:
@@ -218,16 +218,16 @@ class BadSamples:
         self.num_faults = self.num_samples = 0
 
     def write(self, faults: Sequence[str]) -> None:
-        """Append them to the file; on one process only."""
+        """Append faults to the file; call this on one process only."""
         if faults:
-            with self.path.open("a", encoding="utf-8") as file:  # they name files
+            with self.path.open("a", encoding="utf-8") as file:  # faults contain file names
                 file.writelines(f"{fault}\n" for fault in faults)
 
     def count(self, faults: Sequence[str], num_samples: int) -> None:
         """Count samples and the faults among them; the counts are the same on all processes.
 
         Raises:
-            DataError: there were too many.
+            DataError: there were too many faults.
         """
         self.num_faults += len(faults)
         self.num_samples += num_samples

@@ -1,4 +1,4 @@
-"""How each network is trained: fully, not at all, or with low-rank adapters (LoRA) on frozen weights."""
+"""Sets how each network is trained: all weights, no weights, or low-rank adapters (LoRA) on frozen weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mimicbrush.training.options import TrainOptions
 
 
 def freeze_and_adapt(parts: Mapping[str, nn.Module], options: TrainOptions) -> None:
-    """Freeze the networks that are not trained, and add adapters to those that are trained with them.
+    """Freeze the networks that are not trained, and add adapters to those that are trained with adapters.
 
-    Adapters start as zero, so that nothing changes before the first step.
+    Adapters start as zero, so that the outputs do not change before the first step.
 
     Args:
         parts: the networks of the trained model, by name.
-        options: says what to do with each.
+        options: says how each of them is trained.
 
     Raises:
-        InputError: nothing would be trained.
+        InputError: no parameter would be trained.
     """
     for name, part in parts.items():
         choice = getattr(options, name)
@@ -47,7 +47,7 @@ def add_adapters(network: nn.Module, options: TrainOptions) -> None:
     from peft import LoraConfig
 
     assert isinstance(network, PeftAdapterMixin)
-    # By their full names: the reference U-Net has projections that were pruned away, on which peft would fail.
+    # Targets have their full names: the reference U-Net lacks some projections, on which peft would fail.
     targets = [
         name
         for name, module in network.named_modules()
@@ -73,13 +73,13 @@ def merge_adapters(parts: Mapping[str, nn.Module], folder: Path | None = None) -
 
     Args:
         parts: networks, with adapters or without.
-        folder: where to also write the adapters alone, as diffusers reads them (`load_lora_adapter`), one folder a
-            network; None: nowhere.
+        folder: folder to also write the adapters into, in the format of diffusers (`load_lora_adapter`), one folder per
+            network; None: they are not written.
     """
     for name, part in parts.items():
         if isinstance(part, UNet2DConditionModel) and hasattr(part, "peft_config"):
             if folder is not None:
-                with silence_diffusers():  # of a cast to no type at all
+                with silence_diffusers():  # it would warn about a cast to the type None
                     part.save_lora_adapter(folder / name)
             part.fuse_lora()
             part.unload_lora()

@@ -1,7 +1,7 @@
 """The protocol between the trainer and a method, and the method of MimicBrush. Its loss is in `objective`.
 
-A second family (another backbone, another loss) is trained by a class that has what `TrainingMethod` lists. The loop,
-the checkpoints, the metrics and the guards then work as they are.
+To train a second family (another backbone, another loss), write a class that implements `TrainingMethod`. The loop,
+the checkpoints, the metrics and the guards then work without changes.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ InputsT = TypeVar("InputsT")
 class TrainingMethod(Protocol[InputsT]):
     """Everything that the `Trainer` needs from a family of models.
 
-    A step calls `encode`, then `loss`, for each micro-batch. `encode` runs outside of autocast, `loss` inside.
+    A step calls `encode`, then `loss`, for each micro-batch. `encode` runs outside autocast, `loss` inside.
     """
 
     @property
     def model(self) -> nn.Module:
         """All trained networks as one module, which DDP or FSDP wrap.
 
-        Each child counts as a network of its own in the logged norms of gradients.
+        The norms of gradients are logged for each child.
         """
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """List what is trained: name in `model` -> parameter, always in the same order.
+        """Return the trained parameters: name in `model` -> parameter, always in the same order.
 
-        Sharding replaces parameters; so this is called again after it.
+        This is called again after sharding, which replaces the parameters.
         """
 
     def encode(self, batch: LoadedBatch, device: torch.device) -> InputsT:
         """Compute everything about a batch that needs no gradients: its random numbers and its conditions.
 
         Args:
-            batch: as the loader gives it, on the CPU.
-            device: where the inputs of the trained networks are to be.
+            batch: a batch from the loader, on the CPU.
+            device: device for the inputs of the trained networks.
         """
 
     @property
@@ -70,19 +70,19 @@ class TrainingMethod(Protocol[InputsT]):
         """Compute the loss of a batch.
 
         Args:
-            model: `model`, as it is or wrapped: the call must go through the wrapper's forward.
+            model: `model` or its DDP or FSDP wrapper, whose forward must be called.
             inputs: from `encode`.
-            step: steps done so far; a weight in the loss may depend on it.
-            ema_weights: averaged weights after them, name in `model` -> tensor; empty where none are kept. Only of
-                use where `reads_ema`.
+            step: number of steps done; a weight in the loss may depend on it.
+            ema_weights: averaged weights after these steps, name in `model` -> tensor; empty if there is no average.
+                Use them only if `reads_ema` is True.
         """
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
-        """Save a usable model with these weights. Every process calls it, the main one writes.
+        """Save a usable model with these weights. Every process calls this; the main process writes.
 
         Args:
             weights: name in `model` -> tensor, all of them, one at a time.
-            folder: an older one is replaced when the new one is complete.
+            folder: folder of the model; an existing one is replaced when the new one is complete.
         """
 
 
@@ -90,9 +90,9 @@ class EncodedBatch(NamedTuple):
     """Inputs of `MimicBrushModel` for one batch, on the device.
 
     Attributes:
-        conditions: from the frozen encoders.
+        conditions: outputs of the frozen encoders.
         noise_sample: timesteps, noise and drops.
-        matches: of the batch, for the correspondence loss; None if it is not trained with.
+        matches: matches for the correspondence loss; None if there is no such loss.
     """
 
     conditions: Conditions
@@ -108,8 +108,8 @@ class MimicBrushMethod:
         encoders: the frozen networks, on the device.
         noise_scheduler: adds the noise; its `prediction_type` says what is predicted.
         exporter: makes pipelines.
-        options: of the run.
-        stored: makes the conditions of batches that are encoded already.
+        options: options of the run.
+        stored: makes the conditions of batches of encoded views.
     """
 
     reads_ema = False
@@ -129,7 +129,7 @@ class MimicBrushMethod:
         self.latent_shape = (encoders.vae.config.latent_channels, latent_side, latent_side)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """List what is trained, see `MimicBrushModel.trained_parameters`."""
+        """Return the trained parameters, see `MimicBrushModel.trained_parameters`."""
         return self.model.trained_parameters()
 
     def encode(self, batch: LoadedBatch, device: torch.device) -> EncodedBatch:
@@ -161,7 +161,7 @@ class MimicBrushMethod:
     def loss(
         self, model: nn.Module, inputs: EncodedBatch, step: int, ema_weights: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
-        """Compute the denoising loss and, if it is on, the correspondence loss; see `denoising_loss`."""
+        """Compute the denoising loss and, if it has a weight, the correspondence loss; see `denoising_loss`."""
         return denoising_loss(
             model,
             self.noise_scheduler,
@@ -174,5 +174,5 @@ class MimicBrushMethod:
         )
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
-        """Save a pipeline that edits with these weights, see `PipelineExporter.export`."""
+        """Save a pipeline with these weights, see `PipelineExporter.export`."""
         self.exporter.export(weights, folder)

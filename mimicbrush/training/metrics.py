@@ -1,7 +1,4 @@
-"""Metrics of a run, its trackers, and its evaluations.
-
-Sums are on the device and times on the clock; each logged step has one dictionary.
-"""
+"""Metrics of a run, the trackers that log them, and evaluations during a run."""
 
 from __future__ import annotations
 
@@ -42,11 +39,11 @@ class TrainingMetrics:
     """Sums of losses and times since the last log. Only `read` waits for the device.
 
     Args:
-        device: where the losses are.
-        passes: micro-batches per step and process.
-        num_timesteps: of the noise schedule, for the names of the bins.
-        flop_per_sample: FLOP of a training step over its samples; None where they were not counted.
-        peak_flop_per_s: of one device at this precision; None if that is not known.
+        device: the device of the losses.
+        passes: number of micro-batches per step and process.
+        num_timesteps: number of timesteps of the noise schedule, for the names of the bins.
+        flop_per_sample: FLOP of a training step per sample; None if they were not counted.
+        peak_flop_per_s: peak FLOP/s of one device at this precision; None if it is not known.
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class TrainingMetrics:
     ) -> None:
         self.device, self.passes, self.num_timesteps = device, passes, num_timesteps
         self.flop_per_sample, self.peak_flop_per_s = flop_per_sample, peak_flop_per_s
-        # Of the step that is under way, and of the finished ones since the last log, with their number last.
+        # Sums of the current step, and of the finished steps since the last log; the last entry counts these steps.
         self._step = torch.zeros(1 + 4 + 2 * NUM_BINS + 4, device=device)
         self._sums = torch.zeros(len(self._step) + 1, device=device)
         self._waited_s = 0.0
@@ -71,10 +68,10 @@ class TrainingMetrics:
         self._step += torch.cat([total, loss.parts, loss.bins.flatten(), loss.correspondence])
 
     def end_step(self, is_good: torch.Tensor) -> None:
-        """Close a step after its micro-batches; losses of a skipped step are not counted.
+        """Finish a step after its micro-batches.
 
         Args:
-            is_good: () bool on the device.
+            is_good: () bool on the device; False if the step is skipped: its losses are not counted.
         """
         ended = torch.cat([self._step, torch.ones_like(self._step[:1])])
         self._sums += torch.where(is_good, ended, 0)
@@ -93,13 +90,14 @@ class TrainingMetrics:
         self._since += seconds
 
     def read(self, samples_per_step: int, num_processes: int, reduce: Reduce) -> dict[str, float | None]:
-        """Return name -> figure since the last call, and start again. Only the times differ between processes.
+        """Return the figures since the last call, name -> value, and reset the sums.
 
-        A figure without samples is None: an empty bin of timesteps, or all losses where every step was skipped.
+        Only the times differ between processes. A figure without samples is None: that of an empty bin of timesteps, or
+        all losses if all steps were skipped.
 
         Args:
-            samples_per_step: over all processes.
-            num_processes: that share these.
+            samples_per_step: number of samples per step, of all processes together.
+            num_processes: number of processes.
             reduce: adds up a tensor over all processes.
         """
         sums = reduce(self._sums).tolist()
@@ -136,7 +134,7 @@ class TrainingMetrics:
 
 
 def compute_gradient_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Compute the norms of all gradients, and of those of each trained network; () each, on the device."""
+    """Compute the norm of all gradients together, and of those of each trained network; () each, on the device."""
     norms: dict[str, torch.Tensor] = {}
     for part, _ in model.named_children():
         gradients = [p.grad for name, p in parameters.items() if name.startswith(f"{part}.") and p.grad is not None]
@@ -170,17 +168,17 @@ def start_tracker(
 ) -> None:
     """Start the tracker that `Accelerator.log` logs to.
 
-    Without a key wandb writes into `run_dir` only; ``wandb sync`` uploads that later. trackio writes into a folder of
-    its own on this machine, where ``trackio show`` finds all runs. Where a tracker cannot be started, the run goes on
-    without it, and says so.
+    Without an API key, wandb only writes into `run_dir`; ``wandb sync`` uploads this later. trackio writes into its own
+    folder on this machine, where ``trackio show`` finds all runs. If a tracker cannot be started, there is a warning,
+    and the run continues without it.
 
     Args:
-        accelerator: made with this tracker.
+        accelerator: was created with this tracker.
         name: "none", "wandb", "tensorboard" or "trackio".
-        run_name: what the run is called there.
-        run_dir: gets the files of the tracker.
+        run_name: name of the run in the tracker.
+        run_dir: folder for the files of the tracker.
         config: option -> value.
-        resume_from: the checkpoint that the run goes on from.
+        resume_from: the checkpoint that the run continues from; None for a new run.
     """
     if name == "none":
         return
@@ -194,9 +192,9 @@ def start_tracker(
             )
         if state["tracker"].get("wandb"):
             wandb |= {"id": state["tracker"]["wandb"], "resume": "allow"}
-    # trackio knows a run by its name. The newest run of this name goes on, if the checkpoint was logged there.
+    # trackio identifies a run by its name. The newest run of this name continues, if the checkpoint was logged there.
     trackio = {"name": run_name, "resume": "allow" if "trackio" in state["tracker"] else "never", "embed": False}
-    # Steps beyond the checkpoint will be logged again.
+    # Steps after the checkpoint will be logged again.
     tensorboard = {"purge_step": state["step"] + 1 if "step" in state else None}
     try:
         accelerator.init_trackers(
@@ -210,16 +208,16 @@ def start_tracker(
 
 
 def use_trackers(accelerator: Accelerator, use: Callable[[Any], object]) -> None:
-    """Call all trackers. One that fails is not used again: it must not end a run.
+    """Call all trackers. A tracker that fails is not used again, so that it does not end the run.
 
     Args:
-        accelerator: with its trackers.
-        use: gets each of them; it may raise anything.
+        accelerator: has the trackers.
+        use: function that is called with each tracker; it may raise any error.
     """
     for tracker in list(accelerator.trackers):
         try:
             use(tracker)
-        except Exception as error:  # noqa: BLE001 - a server, a network, a disk: none of it is the run's
+        except Exception as error:  # noqa: BLE001 - for example of a server, the network or the disk
             accelerator.trackers.remove(tracker)
             _warn_of_tracker(tracker.name, error)
 
@@ -234,13 +232,14 @@ def _warn_of_tracker(name: str, error: Exception) -> None:
 def log_image_table(
     accelerator: Accelerator, name: str, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], step: int
 ) -> None:
-    """Log a table of images: to wandb and trackio as one, to tensorboard column by column.
+    """Log a table of images: as a table to wandb and trackio, column by column to tensorboard.
 
     Args:
-        accelerator: with its trackers.
-        name: of the table.
-        rows: a caption, and images (H, W) or (H, W, 3) uint8 by column, the same columns in all; none shows nothing.
-        step: of the run.
+        accelerator: has the trackers.
+        name: name of the table.
+        rows: (caption, images (H, W) or (H, W, 3) uint8 by column), with the same columns in all rows; without rows,
+            nothing is logged.
+        step: step of the run.
     """
     if not rows:
         return
@@ -268,7 +267,7 @@ def log_image_table(
 
 
 def read_tracker_ids(accelerator: Accelerator) -> dict[str, str]:
-    """Return what a checkpoint must store so that the tracker continues the same run; on the main process."""
+    """Return the ids that a checkpoint must store so that trackers continue the same run; on the main process."""
     return {
         tracker.name: str(tracker.tracker.id)
         for tracker in accelerator.trackers
@@ -284,17 +283,17 @@ def _has_key() -> bool:
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """Functions that the loop calls at intervals: the evaluation. Every process calls them.
+    """The evaluation that the loop calls at intervals, on every process.
 
     Attributes:
-        evaluate: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None if it was
-            stopped; None if nothing is evaluated. The weights are all of the model, the trained ones averaged;
-            every process must take all of them. `must_stop(has_failed)` tells all processes whether one failed, and
-            says whether all must stop, for that or for a signal.
-        evaluate_every: steps between two evaluations; 0 if there are none.
-        best_figure: the figure whose largest value marks the best weights: what the true reference is worth over
-            none. The reference gain would also grow where a wrong reference only does more harm.
-        best_value: its largest value so far.
+        evaluate: function: (weights, step, must_stop) -> figures of these weights on held-out pairs, or None if it was
+            stopped. None: there is no evaluation. The weights are all weights of the model, the trained ones averaged;
+            every process must iterate over all of them. `must_stop(has_failed)` returns whether all processes must
+            stop, because one has failed or because of a signal.
+        evaluate_every: number of steps between two evaluations; 0: no evaluation.
+        best_figure: the figure whose largest value marks the best weights: the gain of the true reference over no
+            reference. The reference gain would also increase if a wrong reference only did more harm.
+        best_value: largest value of this figure so far.
     """
 
     evaluate: Callable[[ExportWeights, int, Callable[[bool], bool]], dict[str, float] | None] | None = None
@@ -312,16 +311,16 @@ class Evaluations:
     """The evaluations of a run, and their results.
 
     Args:
-        hooks: what evaluates, and when.
+        hooks: the evaluation function, and how often it is called.
         method: exports the best weights.
         state: has the weights.
-        accelerator: of the run.
-        metrics: must not count the time of an evaluation.
-        run_dir: gets ``best/``.
+        accelerator: the `Accelerator` of the run.
+        metrics: the metrics, which do not count the time of evaluations.
+        run_dir: folder of the run, for ``best/``.
 
     Attributes:
-        figures: of the latest evaluation.
-        num_failed: how many ended in an error.
+        figures: figures of the latest evaluation.
+        num_failed: number of evaluations that ended with an error.
     """
 
     def __init__(
@@ -357,7 +356,7 @@ class Evaluations:
         try:
             with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
                 figures = run_together(lambda: evaluate(state.weights(self.method.model), state.step, must_stop))
-        except Exception as error:  # noqa: BLE001 - all processes have the same one
+        except Exception as error:  # noqa: BLE001 - all processes have the same error, see `run_together`
             self.num_failed += 1
             if not isinstance(error, MimicBrushError):
                 traceback.print_exc()

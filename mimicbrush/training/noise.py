@@ -1,6 +1,6 @@
-"""All random numbers of a sample after loading, made from its own key.
+"""Samples all random numbers of a training step from the keys of its samples.
 
-Noise, timesteps and drops therefore do not depend on ranks, workers, batch size or restarts.
+So noise, timesteps and drops do not depend on ranks, workers, batch size or restarts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from mimicbrush.ops.counter_rng import first_numbers, generator, mix_many
 from mimicbrush.training.options import TrainOptions
 
-# One stream per purpose: one more number in a stream must not shift the others. (0 is the dataset's.)
+# One stream per purpose, so that more numbers for one purpose do not change the others. (The dataset uses 0.)
 _DECISIONS, _NOISE, _POSTERIORS, _OTHER_POSTERIORS = 1, 2, 3, 4
 
 
@@ -27,9 +27,9 @@ class NoiseSample:
         noise: (B, 4, h, w) standard normal, added to the source latents.
         posteriors: (2 + R, B, 4, h, w), for sampling the latents of source, masked source and R references.
         keep_reference, keep_depth: (B,) bool, False = dropped.
-        reference_rows, depth_rows: (K,) int64, the rows that are kept. They are listed on the CPU, since asking a GPU
-            how many there are would make the CPU wait.
-        chance: (B,) float32 in [0, 1), for what else a method chooses by chance.
+        reference_rows, depth_rows: (K,) int64, the rows that are kept. They are computed on the CPU, because reading
+            their number from a GPU would make the CPU wait.
+        chance: (B,) float32 in [0, 1), for other random choices of a method.
     """
 
     timestep: torch.Tensor
@@ -55,19 +55,20 @@ class NoiseSample:
         num_references: int = 1,
         has_posteriors: bool = True,
     ) -> NoiseSample:
-        """Sample for a batch. The keys must lie on the CPU: reading them from a GPU would make the CPU wait.
+        """Sample for a batch. The keys must be on the CPU, because reading them from a GPU would make the CPU wait.
 
         Args:
             keys: (B,) int64, `TrainBatch.key`.
             latent_shape: (4, h, w).
-            num_timesteps: of the noise schedule.
+            num_timesteps: number of timesteps of the noise schedule.
             reference_drop_ratio, depth_drop_ratio: probabilities (paper Sec. 4.1: 0.10 and 0.50).
-            reference_drop: "random", each sample by itself (paper), or "first_quarter" of the batch, whatever the
-                ratio (what the released attention does in training).
-            noise_device: where the noise of the whole batch is made in one call, by `sample_counter_normals`; None
-                makes it on the CPU, sample by sample, with PyTorch's generator: other numbers.
-            num_references: of each sample, R. All other numbers are the same for any R.
-            has_posteriors: False samples no `posteriors`, (0, B, ...), where latents are the modes of theirs.
+            reference_drop: "random": each sample is dropped independently (paper); "first_quarter": the first quarter
+                of the batch is dropped, whatever the ratio is (as in the released attention in training).
+            noise_device: device on which the noise of the whole batch is made in one call, by
+                `sample_counter_normals`; None: on the CPU, sample by sample, with PyTorch's generator. These are
+                other numbers.
+            num_references: number of references of each sample, R. All other random numbers are the same for any R.
+            has_posteriors: False: `posteriors` is empty, (0, B, ...), for methods whose latents are modes.
         """
         bits = keys.numpy()
         timestep, (reference_chance, depth_chance, chance) = _decide(bits, num_timesteps)
@@ -115,10 +116,10 @@ class NoiseSample:
 def _decide(keys: np.ndarray, num_timesteps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample the timestep of each key, and three numbers in [0, 1): (B,) int64 -> (B,) int64, (3, B) float64.
 
-    They are those of ``generator(key, _DECISIONS)``: ``integers(num_timesteps)``, then three times ``random()``.
+    They are the numbers of ``generator(key, _DECISIONS)``: ``integers(num_timesteps)``, then three ``random()``.
     """
     numbers = first_numbers(mix_many(keys, _DECISIONS))  # (B, 4)
-    # NumPy takes 32 bits times the limit (Lemire 2019), and samples anew where that would favour some timesteps.
+    # As NumPy does: 32 bits times the limit (Lemire 2019), sampled again where this would favour some timesteps.
     product = (numbers[:, 0] & np.uint64(0xFFFFFFFF)) * np.uint64(num_timesteps)
     timesteps = (product >> np.uint64(32)).astype(np.int64)
     chances = (numbers[:, 1:] >> np.uint64(11)).astype(np.float64) * 2.0**-53  # as NumPy makes a double
@@ -132,8 +133,8 @@ def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOpt
     """Choose the timestep of each sample: (B,) numbers in [0, 1) -> (B,) int64, 0 for the least noise.
 
     Args:
-        chance: of the samples, as in `NoiseSample`. A small number stands for much noise, as in diffusers.
-        num_timesteps: of the noise schedule.
+        chance: random numbers of the samples, as in `NoiseSample`. A small number gives much noise, as in diffusers.
+        num_timesteps: number of timesteps of the noise schedule.
         options: how timesteps are distributed.
     """
     if options.timestep_sampling == "logit_normal":
@@ -144,19 +145,19 @@ def choose_timesteps(chance: torch.Tensor, num_timesteps: int, options: TrainOpt
 #: Constants of splitmix64 (Steele et al. 2014), as int64, which wraps around.
 _STEP, _FIRST, _SECOND = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
-#: A CPU makes this many pairs of numbers at once: what lies between fits into its cache.
+#: A CPU makes at most about this many pairs of numbers at once, so that intermediate results fit into its cache.
 _CPU_CHUNK = 1 << 16
 
 
 def sample_counter_normals(seeds: torch.Tensor, counts: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """Sample normal numbers of many seeds at once, on their device: (S, B) int64 -> S times (B, count) float32.
+    """Sample normal numbers for many seeds at once, on their device: (S, B) int64 -> S times (B, count) float32.
 
-    Each number is standard normal, and a function of its seed and its place alone: splitmix64 of both, then Box and
-    Muller. A sample therefore has the same noise in any batch and, up to rounding, on any device.
+    The numbers are standard normal. Each depends only on its seed and its position: splitmix64 of both, then the
+    Box-Muller transform. So a sample has the same noise in any batch and, up to rounding, on any device.
 
     Args:
         seeds: (S, B) int64.
-        counts: S numbers, how many each seed of a row gives.
+        counts: S numbers: how many random numbers each seed of a row gives.
     """
     pairs = [(count + 1) // 2 for count in counts]
     rows = max(1, _CPU_CHUNK // sum(pairs))
@@ -168,7 +169,7 @@ def sample_counter_normals(seeds: torch.Tensor, counts: tuple[int, ...]) -> tupl
     state.bitwise_xor_(_shift_right(state, 30)).mul_(_FIRST)
     state.bitwise_xor_(_shift_right(state, 27)).mul_(_SECOND)
     state.bitwise_xor_(_shift_right(state, 31))
-    # Box and Muller: r = sqrt(-2 ln u), with u in (0, 1); r cos(a) and r sin(a) are independent and normal.
+    # Box-Muller: r = sqrt(-2 ln u), with u in (0, 1); r cos(a) and r sin(a) are independent and normal.
     radius = ((_shift_right(state, 32) + 0.5) / 2.0**32).log_().mul_(-2).sqrt_()
     angle = state.bitwise_and_(0xFFFFFFFF) * (2 * math.pi / 2.0**32)
     both = torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1)  # (B, all pairs, 2)
@@ -177,12 +178,12 @@ def sample_counter_normals(seeds: torch.Tensor, counts: tuple[int, ...]) -> tupl
 
 
 def _shift_right(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift as unsigned numbers do: PyTorch's own shift repeats the sign."""
+    """Shift to the right as for unsigned numbers; PyTorch's own shift repeats the sign bit."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor of the CPU to a device; to a GPU from pinned memory, so that the CPU does not wait."""
+    """Copy a tensor from the CPU to a device; to a GPU from pinned memory, so that the CPU does not wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Options that make a step faster or smaller without changing what is learnt, and the FLOP of a step."""
+"""Options that make a training step faster or save memory without changing its result, and the FLOP of a step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
     """Prepare the trained networks, before they are wrapped or sharded.
 
     Args:
-        model: holds the U-Nets.
-        options: of the run.
-        channels_last: the order of memory that convolutions in half precision are fastest in on a GPU; FSDP cannot
-            keep it.
+        model: module with the U-Nets as children.
+        options: options of the run.
+        channels_last: use PyTorch's `channels_last` memory format, with which convolutions in half precision are
+            fastest on a GPU; FSDP does not support it.
     """
     unets = [part for part in model.children() if isinstance(part, UNet2DConditionModel)]
     for unet in unets:
@@ -58,29 +58,29 @@ def apply_speedups(model: nn.Module, options: TrainOptions, channels_last: bool)
 def compile_unet(unet: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile a U-Net that writes or reads references, as one graph.
 
-    Neighbouring operations can fuse, also across blocks. PyTorch then compiles each of the many equal blocks
-    again; `compile_blocks` does not.
+    Operations can be fused across blocks. But PyTorch then compiles each of the many equal blocks again;
+    `compile_blocks` does not.
 
     Args:
-        unet: either U-Net, in the state that it is trained in (adapters, checkpointing).
-        backend: of `torch.compile`.
+        unet: one of the U-Nets, after adapters and checkpointing were set.
+        backend: backend of `torch.compile`.
     """
     _prepare_dynamo(num_graphs=1 + is_shared(unet))
     unet.compile(fullgraph=True, backend=backend)
 
 
 def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..., Any] = "inductor") -> int:
-    """Compile the blocks of U-Nets: resnets, transformers, and what changes the resolution.
+    """Compile the blocks of U-Nets: resnets, transformers, downsamplers and upsamplers.
 
-    Blocks of equal shapes share a graph. A transformer block would look up references by its own path, and each would
-    need a graph of its own. So it gets what concerns it alone, by names that are the same in every block.
+    Blocks with equal shapes share a graph. If a transformer block looked up references by its full path, each block
+    would need its own graph. So it only gets the states of its own block, by names that are the same in all blocks.
 
     Args:
-        unets: both U-Nets, in the state that they are trained in (adapters, checkpointing).
-        backend: of `torch.compile`.
+        unets: both U-Nets, after adapters and checkpointing were set.
+        backend: backend of `torch.compile`.
 
     Returns:
-        The number of blocks that differ, so the most graphs that there can be with one reference of each sample.
+        The number of different blocks, which is the largest number of graphs with one reference per sample.
     """
     blocks = {
         (number, path): block
@@ -89,27 +89,27 @@ def compile_blocks(unets: list[UNet2DConditionModel], backend: str | Callable[..
         if isinstance(block, ResnetBlock2D | Transformer2DModel | Downsample2D | Upsample2D)
     }
     kinds = {(_describe_block(path, block), _find_writing(block)) for (_, path), block in blocks.items()}
-    # A block that writes references in one pass and reads them in another has a graph for each.
+    # A block that writes references in one pass and reads them in another has a graph for each of the passes.
     num_graphs = len({kind for kind, _ in kinds}) + sum(writing is not None for _, writing in kinds)
-    _prepare_dynamo(2 * num_graphs)  # several references are read in more rows than are painted, which is another size
+    _prepare_dynamo(2 * num_graphs)  # with several references, the pass that reads them has more rows than the other
     for (_, path), block in blocks.items():
-        # Each size is fixed; by default the second width would make the sizes of all graphs variable.
+        # Sizes are fixed: by default, PyTorch would make the sizes of all graphs dynamic after the second width.
         block.compile(fullgraph=True, dynamic=False, backend=backend)
         if isinstance(block, Transformer2DModel):
-            # As `nn.Module.compile` sets it: a copy or a saved module leaves it out.
+            # The attribute that `nn.Module.compile` sets; copies and saved modules do not include it.
             block._compiled_call_impl = functools.partial(_call_block, path, block._compiled_call_impl)
     return num_graphs
 
 
 def _describe_block(path: str, block: nn.Module) -> tuple[object, ...]:
-    """Collect what the graph of a block depends on: its resolution, its layers, and how they attend."""
+    """Collect what the graph of a block depends on: its resolution, its layers and their attention processors."""
     kinds = tuple((type(part), type(getattr(part, "processor", None))) for part in block.modules())
     shapes = tuple((tuple(each.shape), each.requires_grad) for each in block.parameters())
     return tuple(path.split(".")[:2]), kinds, shapes
 
 
 def _find_writing(block: nn.Module) -> bool | None:
-    """Find out whether a block that both writes and reads is the last that writes; None: it does not do both."""
+    """Return whether a block that both writes and reads is the last that writes; None if it does not do both."""
     processors = (getattr(part, "processor", None) for part in block.modules())
     return next((each.is_last for each in processors if isinstance(each, ReferenceReadWriteProcessor)), None)
 
@@ -121,7 +121,7 @@ def _call_block(
     cross_attention_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Call a compiled transformer with the `ReferenceStates` of its own block, and take back what it writes."""
+    """Call a compiled transformer with the `ReferenceStates` of its own block, and add what it wrote to all states."""
     states = (cross_attention_kwargs or {}).get("reference_states")
     if states is None:
         return block(*args, cross_attention_kwargs=cross_attention_kwargs, **kwargs)
@@ -132,16 +132,16 @@ def _call_block(
 
 
 def _prepare_dynamo(num_graphs: int) -> None:
-    """Make room for more graphs. PyTorch keeps at most 8 of one function, and all modules are called by the same."""
+    """Allow more graphs: PyTorch keeps at most 8 of a function, and all modules are called by the same function."""
     config = torch._dynamo.config
     config.recompile_limit += num_graphs
     config.accumulated_recompile_limit += num_graphs
-    # Checkpointing runs a block again in the backward pass, which would write its features a second time. They are
-    # the same, and the graph needs them once.
+    # Checkpointing runs a block again in the backward pass, which would write the same features a second time. The
+    # graph does not need this.
     config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
 
 
-#: Dense half-precision FLOP per second by the makers' data sheets, without sparsity: part of the name -> rate.
+#: Peak FLOP/s in half precision without sparsity, from data sheets: part of the name of the GPU -> rate.
 PEAK_FLOP_PER_S = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -168,11 +168,11 @@ def find_peak_flop_per_s(device: torch.device, mixed_precision: str) -> float | 
 def count_training_flop(
     model: MimicBrushModel, encoders: FrozenEncoders, is_encoded: bool = False, num_references: int = 1
 ) -> float:
-    """Count the FLOP of training on one sample: all networks forward, and the trained ones backward at twice that.
+    """Count the FLOP of training on one sample: a forward pass of all networks, plus twice the trained ones (backward).
 
-    It counts on tensors without content, which takes a second or two. A multiply-add is two. Nothing is dropped,
-    nothing is computed twice, and frozen weights count as if they were trained. Samples that are encoded already
-    (`is_encoded`) need no frozen network.
+    The networks run on fake tensors, which takes a second or two. A multiply-add counts as two. The count assumes that
+    nothing is dropped or computed twice, and that all weights of the trained networks are trained. With `is_encoded`,
+    samples are encoded views, and the frozen networks do not count.
     """
     size_px, side = model.size_px, model.unet.config.sample_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(encoders.vae.device):
@@ -183,8 +183,8 @@ def count_training_flop(
         keep, rows = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
         posteriors = latents.expand(2 + num_references, -1, -1, -1, -1)
         noise_sample = NoiseSample(number.long(), latents, posteriors, keep, keep, rows, rows, number)
-        counted = copy.copy(encoders)  # a copy, since its constants must not be replaced by tensors without content
-        counted.depth_convention = "standard"  # the other resizes by OpenCV, which wants content; FLOP are the same
+        counted = copy.copy(encoders)  # a copy, so that its constants are not replaced by fake tensors
+        counted.depth_convention = "standard"  # OpenCV, used by the other one, needs real tensors; FLOP are the same
         counted.encode(batch, noise_sample)
         with FlopCounterMode(display=False) as frozen:
             conditions = counted.encode(batch, noise_sample)

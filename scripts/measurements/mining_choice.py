@@ -122,7 +122,7 @@ def select_as_they_come(frames: Iterable[VideoFrame], options: MiningOptions) ->
             super().consider(candidate, shots)
             *earlier, (shot, latest) = self.window if self.window else [(-1, None)]
             if latest is candidate:
-                least_s = self.options.min_gap_s - pair_selection._TIME_PLAY_S
+                least_s = self.options.min_gap_s - pair_selection._TIME_TOLERANCE_S
                 for a_shot, a in earlier:
                     if a_shot == shot and candidate.time_s - a.time_s >= least_s:
                         self._offer(a, candidate)

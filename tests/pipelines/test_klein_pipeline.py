@@ -25,7 +25,7 @@ from mimicbrush.models.options import KLEIN_PROMPT
 from mimicbrush.models.pretrained.files import DamagedFileError
 from mimicbrush.ops.canvas import IMAGE_FILL, letterbox, letterbox_mask
 from mimicbrush.pipelines import flux2_klein
-from mimicbrush.pipelines.editing.editor import EditSettings, LoadedEditor
+from mimicbrush.pipelines.editing.editor import EditSettings, LazyEditor
 from mimicbrush.pipelines.flux2_klein import KleinPipeline, open_klein, write_klein_folder
 from mimicbrush.pipelines.folder import IMITATION_FILE, resolve_pipeline_folder
 from mimicbrush.pipelines.klein.folder import (
@@ -556,13 +556,13 @@ def test_a_lora_file_is_a_model_whose_base_must_be_here(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     file = shutil.copy(run / "pipeline" / LORA_FILE, tmp_path / "some.safetensors")
     with pytest.raises(WeightsError, match=r"hf download black-forest-labs/.*A LoRA file alone does not name its base"):
-        LoadedEditor(EditSettings(str(file)))
-    LoadedEditor(EditSettings(str(run / "pipeline" / LORA_FILE)))
+        LazyEditor(EditSettings(str(file)))
+    LazyEditor(EditSettings(str(run / "pipeline" / LORA_FILE)))
     shutil.copy(run / "pipeline" / PROMPT_FILE, file)
     with pytest.raises(WeightsError, match=r"is not a LoRA of diffusers: it contains .*the folder of a training run"):
-        LoadedEditor(EditSettings(str(file)))
+        LazyEditor(EditSettings(str(file)))
     with pytest.raises(InputError, match="is not the LoRA file that the training run wrote to"):
-        LoadedEditor(EditSettings(str(run / "pipeline" / PROMPT_FILE)))
+        LazyEditor(EditSettings(str(run / "pipeline" / PROMPT_FILE)))
 
 
 @pytest.mark.slow

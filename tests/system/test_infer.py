@@ -321,7 +321,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             asked.append({"source": source, "mask": mask, "reference": reference, **options})
             return MimicBrushPipelineOutput(images=source if isinstance(source, list) else [source])
 
-    monkeypatch.setattr(editor.LoadedEditor, "pipeline", Echo())
+    monkeypatch.setattr(editor.LazyEditor, "pipeline", Echo())
     return asked
 
 

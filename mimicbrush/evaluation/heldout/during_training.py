@@ -1,4 +1,4 @@
-"""Evaluation during training: a few held-out pairs, edited and scored every so many steps."""
+"""Evaluation during training: edits and scores a few held-out pairs at regular intervals."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mimicbrush.io.text import describe_error
 from mimicbrush.ops.contact_sheet import SheetRow, contact_sheet
 
 LOG_FILE = "heldout.jsonl"
-#: Before the name of a figure: of the natural set, and of the warped one.
+#: Prefixes of the names of figures, for the natural and the warped set.
 PREFIXES: dict[SetName, str] = {"natural": "heldout/", "warped": "heldout_warped/"}
-#: Columns of the image table, where an editor can tell them.
+#: Columns of the image table; the last two only if the editor returns correspondences.
 TABLE_COLUMNS = (
     "source", "mask", "reference", "model", "target", "wrong", "wrong_reference", "reference_places", "correspondence"
 )  # fmt: skip
@@ -51,10 +51,10 @@ class HeldOutResult:
             ``heldout/wrong_against_none_db``, ``heldout/reference_gain_db``, all three with ``_ci95_low`` and
             ``_ci95_high``,
             ``heldout/psnr_wrong_reference``, ``heldout/psnr_no_reference``, ``heldout/n``, ``heldout/n_sources``,
-            ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; of the warped set the same from
-            ``heldout_warped/``. Definitions: `reference_gain.GAIN_DEFINITIONS`. All processes have the same.
-        table: the images of a few pairs of the natural set; empty but on the first process.
-        notes: what went wrong without ending the run: pairs that cannot be read, files that cannot be written.
+            ``heldout/unreadable`` (pairs left out) and ``heldout/seconds``; for the warped set, the same names with
+            ``heldout_warped/``. Definitions: `reference_gain.GAIN_DEFINITIONS`. All processes have the same figures.
+        table: the images of a few pairs of the natural set; empty except on the first process.
+        notes: problems that do not end the run: pairs that cannot be read, files that cannot be written.
     """
 
     step: int
@@ -64,7 +64,7 @@ class HeldOutResult:
 
 
 class _PairRecord(NamedTuple):
-    """One process's result for one pair in one set."""
+    """The result of a process for one pair in one set."""
 
     number: int
     set_name: SetName
@@ -73,32 +73,32 @@ class _PairRecord(NamedTuple):
 
 
 def gather_alone(items: list[Any]) -> list[Any]:
-    """Gather for a single process: return its own items."""
+    """Gather items when there is a single process: return its own items."""
     return items
 
 
 def fails_alone(has_failed: bool) -> bool:
-    """Decide for a single process, which nothing stops: return whether it failed."""
+    """Decide whether to stop when there is a single process: only if it failed."""
     return has_failed
 
 
 class HeldOutEvaluation:
-    """An evaluation on held-out pairs, the same ones with the same masks and noise at every step.
+    """An evaluation on held-out pairs, with the same pairs, masks and noise at every step.
 
-    Several processes share the pairs, and all get the figures that one would get, but for rounding: pairs are edited
-    together in other batches.
+    Several processes share the pairs. All get the figures that a single process would get, except for rounding, because
+    the pairs are split into other batches.
 
     Args:
-        pairs: that nothing was trained on, of two sources or more.
+        pairs: pairs of two or more sources that are not trained on.
         size_px: side of the editor's square canvas.
-        options: as of a whole evaluation; `split` is the doing of whoever chose the pairs.
+        options: options of the evaluation; `split` is not used, because the caller has chosen the pairs.
         output: folder for ``heldout.jsonl`` and a contact sheet ``step-00002000.png`` of each evaluation.
-        rank, world_size: of this process.
-        gather: the lists of all processes in one; every process calls it at the same time.
-        first_step: of which the run goes on: what was written of later steps is removed.
+        rank, world_size: number of this process, and number of processes.
+        gather: joins the lists of all processes; all processes call it at the same time.
+        first_step: the step that the run continues from; results of later steps are removed.
 
     Raises:
-        DataError: the pairs come from a single source, or the shots of too few have so many references.
+        DataError: the pairs come from a single source, or too few of them have enough references.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class HeldOutEvaluation:
         self._size_px, self._options, self._output, self._gather = size_px, options, output, gather
         shown = choose_shown_samples(len(self._plans), options.sheet_pairs)
         rest = sorted(set(range(len(self._plans))) - set(shown))
-        # Those that are shown come first, in batches of their own: a correspondence takes long to plot.
+        # Pairs that are shown come first, in separate batches, because their correspondences take long to plot.
         of_ranks = [
             [
                 (chunk, numbers is shown)
@@ -138,20 +138,20 @@ class HeldOutEvaluation:
     def __call__(
         self, editor: Editor, step: int, must_stop: Callable[[bool], bool] = fails_alone
     ) -> HeldOutResult | None:
-        """Evaluate an editor. All processes must call this, each with an editor that does the same.
+        """Evaluate an editor. All processes must call this with equal editors.
 
         Args:
-            editor: with the weights of this step.
+            editor: has the weights of this step.
             step: steps done.
-            must_stop: whether this process failed -> whether all must stop, for that or for another reason. All
-                processes call it after each batch.
+            must_stop: function: whether this process failed -> whether all must stop, because of a failure or for
+                another reason. All processes call it after each batch.
 
         Returns:
-            The result; None where all stopped for another reason.
+            The result; None if all processes stopped for another reason.
 
         Raises:
-            DataError: no pair at all could be read.
-            MimicBrushError: the editor failed, in whichever process.
+            DataError: no pair could be read.
+            MimicBrushError: the editor failed in one of the processes.
         """
         start = time.monotonic()
         gathered = self._edit_and_gather(editor, must_stop)
@@ -175,7 +175,7 @@ class HeldOutEvaluation:
                     Image.fromarray(_make_sheet(step, table, summaries["natural"])),
                     self._output / f"step-{step:08d}.png",
                 )
-        except (OSError, InputError) as error:  # a full disk ends no training
+        except (OSError, InputError) as error:  # a full disk must not end the training
             notes.append(f"the held-out figures or images of step {step} could not be written: {error}")
         return HeldOutResult(step, figures, table, notes)
 
@@ -190,7 +190,7 @@ class HeldOutEvaluation:
             try:
                 if number < len(self._batches):
                     own += self._edit(editor, *self._batches[number])
-            except Exception as error:  # noqa: BLE001 - raised below, on all processes: none may wait for this one
+            except Exception as error:  # noqa: BLE001 - raised below on all processes, so that none waits for this one
                 failure = error
             is_stopped = must_stop(failure is not None)
             if is_stopped:
@@ -240,7 +240,7 @@ def summarise_in_one_line(step: int, figures: Mapping[str, float]) -> str:
 
 
 def _flatten_summary(summary: dict[str, Any]) -> dict[str, float]:
-    """Flatten the figures of one set; what could not be computed is left out."""
+    """Flatten the figures of one set; figures that could not be computed are left out."""
     rows = summary["rows"]
     values = {
         "psnr": rows["model"]["psnr"],

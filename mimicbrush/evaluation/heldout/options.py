@@ -26,15 +26,15 @@ class EvaluationOptions:
     """Options of an evaluation.
 
     Attributes:
-        split: `heldout`: the pairs whose source video is held out (all of a folder never trained on);
-            `all`: every pair, trained on or not.
-        seed: chooses masks, noise, warps, wrong references and the bootstrap.
+        split: `heldout`: the pairs whose source video is held out (all pairs of a folder that was never trained on);
+            `all`: all pairs, trained on or not.
+        seed: seed of masks, noise, warps, wrong references and the bootstrap.
         num_inference_steps: steps of the sampler; None: the pipeline's own default.
         guidance_scale: classifier-free guidance; None: the pipeline's own default.
-        max_pairs: at most so many, spread evenly over the source videos; None: all.
-        batch_size: pairs edited together. It changes no choice, only speed and memory.
-        sets: `natural`: references as mined; `warped`: each reference seen through a strong homography.
-        sheet_pairs: how many pairs the contact sheets show, and whose images are kept.
+        max_pairs: largest number of pairs, spread evenly over the source videos; None: all.
+        batch_size: number of pairs edited together. It changes only speed and memory.
+        sets: `natural`: references as mined; `warped`: each reference is warped by a strong homography.
+        sheet_pairs: number of pairs that the contact sheets show, and whose images are kept.
         num_references: references of each pair: the other frame of the pair, then further frames of its shot. Pairs
             whose shot has too few are left out.
     """
@@ -60,18 +60,18 @@ class EvaluationOptions:
 
 @dataclass
 class DuringTrainingOptions:
-    """Options of the evaluation during training, which changes nothing of what is learnt.
+    """Options of the evaluation during training. It does not change the trained weights.
 
     Attributes:
-        every_steps: steps between two evaluations; one more comes at the end of a run. 0: none at all.
-        pairs: a mined folder to evaluate on, none of whose held-out sources was trained on; None: what is held out
+        every_steps: number of steps between two evaluations; there is one more at the end of a run. 0: no evaluation.
+        pairs: a mined folder to evaluate on, whose held-out sources are not trained on; None: use the held-out pairs
             (`data.heldout_ratio`) of the folders that are trained on.
-        seed: chooses masks, noise, warps, wrong references and the bootstrap; not the seed of the run, so that runs
-            with several seeds are compared on the same pairs.
-        max_pairs: at most so many, spread evenly over the source videos.
+        seed: seed of masks, noise, warps, wrong references and the bootstrap. It is not the seed of the run, so that
+            runs with different seeds are compared on the same pairs.
+        max_pairs: largest number of pairs, spread evenly over the source videos.
         num_inference_steps, guidance_scale, sets: see `EvaluationOptions`.
-        batch_size: see `EvaluationOptions`. It is the number of each process.
-        sheet_pairs: see `EvaluationOptions`. They also fill the image table of a tracker.
+        batch_size: see `EvaluationOptions`. It is the number of pairs for each process.
+        sheet_pairs: see `EvaluationOptions`. These pairs are also shown in the image table of a tracker.
     """
 
     every_steps: int = number(2000, at_least=0, note="0: never")
@@ -96,7 +96,7 @@ class DuringTrainingOptions:
             raise InputError(f"eval.sets={list(self.sets)}: must contain natural, which chooses the best weights")
 
     def evaluation(self, num_references: int) -> EvaluationOptions:
-        """Return the same as options of an evaluation, with as many references of each pair as the run trains with."""
+        """Return these options as `EvaluationOptions`, with the number of references that the run trains with."""
         return EvaluationOptions(
             num_references=num_references,
             seed=self.seed,

@@ -1,4 +1,4 @@
-"""From edited images to numbers: scores inside the mask, gains of the reference, and means over pairs."""
+"""Computes the numbers of an evaluation: scores inside the mask, gains of the reference, and means over pairs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from mimicbrush.evaluation.statistics import LEVEL, MIN_SOURCES, RESAMPLES, bootstrap_by_cluster
 
-#: PSNR of equal images is infinite, and one such pair would make every mean infinite. 60 dB is an error of
-#: a quarter of a grey level: nothing that is painted comes near it.
+#: PSNR of equal images is infinite, so one such pair would make the mean infinite. 60 dB is an error of a quarter of a
+#: grey level; no painted image comes near it.
 PSNR_CAP_DB = 60.0
 
-#: The rows of every table, in order. What they mean: `GAIN_DEFINITIONS`.
+#: The rows of every table, in order. `GAIN_DEFINITIONS` explains them.
 ROWS = ("model", "wrong_reference", "no_reference", "copy_in_place", "opencv_inpaint", "sift_homography")
 
 
@@ -21,10 +21,10 @@ class Gain(NamedTuple):
     """A difference of PSNR inside the mask, in dB, between two rows of `ROWS`.
 
     Attributes:
-        name: in tables and sentences.
-        between: what is subtracted from what, in words.
-        row, minus: the rows.
-        above, below, neither: what is said where its interval lies above zero, below zero, and on both sides of it.
+        name: name in tables and sentences.
+        between: the difference in words.
+        row, minus: the row, and the row that is subtracted from it.
+        above, below, neither: end of the sentence about an interval that is above zero, is below zero, or contains it.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Gain(NamedTuple):
     neither: str
 
 
-#: In the order of every report. The first comes first, because the third is also large where a wrong reference
-#: only does harm: it is the first minus the second.
+#: The gains, in the order of every report. The third is the first minus the second, so it is also large if a wrong
+#: reference only does harm. Therefore the first one comes first.
 GAINS = {
     "gain_over_no_reference_db": Gain(
         "over none",
@@ -98,7 +98,7 @@ GAIN_DEFINITIONS = {
 
 
 class MaskScore(NamedTuple):
-    """A score inside the mask: PSNR in dB, and SSIM in -1..1 (None where it cannot be computed)."""
+    """A score inside the mask: PSNR in dB, and SSIM in -1..1 (None if it cannot be computed)."""
 
     psnr: float
     ssim: float | None
@@ -106,7 +106,7 @@ class MaskScore(NamedTuple):
 
 def score_inside_mask(result: np.ndarray, target: np.ndarray, mask: np.ndarray) -> MaskScore:
     """Score an image inside the mask: (S, S, 3) uint8, (S, S, 3) uint8, (S, S) with 1 = counted."""
-    # Heavy; a sweep's table needs the names alone.
+    # Imported here because it is heavy, and other modules need only the names of this module.
     from mimicbrush.ops.similarity import SSIM_WINDOW_PX, psnr_inside, ssim_inside
 
     psnr = min(psnr_inside(result, target, mask), PSNR_CAP_DB)
@@ -129,8 +129,8 @@ def summarise_pairs(scores: Sequence[PairScores], seed: int) -> dict[str, Any]:
     """Average the rows and the gains over pairs, with intervals over source videos.
 
     Returns:
-        `n`, `n_sources`, `rows` (name -> psnr, ssim, n; of `ROWS` those that were scored), and each of `GAINS` with
-        its `_ci95` (two bounds).
+        `n`, `n_sources`, `rows` (name -> psnr, ssim, n; only rows that were scored), and each of `GAINS` with its
+        `_ci95` (two bounds).
     """
     sources = [item.source_hash for item in scores]
     summary: dict[str, Any] = {"n": len(scores), "n_sources": len(set(sources))}
@@ -152,7 +152,7 @@ def _mean_row(scores: Sequence[MaskScore]) -> dict[str, float | int | None]:
 
 
 def describe_few_sources(n_sources: int) -> str | None:
-    """Describe what few source videos do to intervals; None where there are enough."""
+    """Describe the effect of few source videos on the intervals; None if there are enough."""
     if n_sources >= MIN_SOURCES:
         return None
     return (
@@ -162,7 +162,7 @@ def describe_few_sources(n_sources: int) -> str | None:
 
 
 def describe_gain(name: str, low: float, high: float) -> str:
-    """Say in a sentence what the interval of one of `GAINS` shows."""
+    """Describe in a sentence what the interval of one of `GAINS` shows."""
     gain = GAINS[name]
     if low > 0:
         return f"the interval is above zero, {gain.above}"

@@ -25,7 +25,7 @@ _ROW_NAMES = {
 
 
 def find_package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
-    """Find the versions that a number may depend on: package -> version, None where it is not installed."""
+    """Find the versions of packages that a result may depend on: package -> version, None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in (*_PACKAGES, *more):
         try:
@@ -36,13 +36,13 @@ def find_package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
 
 
 def write_jsonl(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object per line aside, then rename the file."""
+    """Write one JSON object per line, to another name that is then renamed."""
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
     write_aside(path, lambda aside: aside.write_bytes(text.encode()))
 
 
 def format_summary(metrics: dict[str, Any], sets: Sequence[str]) -> str:
-    """Format metrics.json for a terminal: a table and three sentences per set, and the caution."""
+    """Format metrics.json for a terminal: a table and three sentences per set, and the note about few sources."""
     parts = [f"\n{_format_table(name, metrics[name])}\n{describe_gains(metrics[name])}\n" for name in sets]
     if metrics["note"]:
         parts.append(f"NOTE: {metrics['note']}\n")
@@ -63,7 +63,7 @@ def _format_table(name: str, values: dict[str, Any]) -> str:
 
 
 def describe_gains(summary: dict[str, Any]) -> str:
-    """Describe the three gains of one set in sentences; with few source videos they carry a caution."""
+    """Describe the three gains of one set in sentences, with a warning if there are few source videos."""
     n_sources = summary["n_sources"]
     is_few = n_sources < MIN_SOURCES
     caution = f", which is too narrow with only {n_sources} source videos" if is_few else ""

@@ -1,4 +1,4 @@
-"""The evaluation: pairs in; numbers, a line per pair, and contact sheets out."""
+"""The evaluation on held-out pairs: makes metrics, a line of scores per pair, and contact sheets."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from mimicbrush.ops.correspondence import LEGEND, Correspondence
 METRICS_FILE = "metrics.json"
 PER_PAIR_FILE = "per_pair.jsonl"
 IMAGES_FOLDER = "pictures"
-#: The pairs that are shown, as mimicbrush edit --batch takes them.
+#: The pairs that are shown, as a list for `mimicbrush edit --batch`.
 EDITS_FILE = "edits.jsonl"
 SHOWCASE_FILE = "showcase.png"
 SHEET_FILES: dict[SetName, str] = {"natural": "contact_sheet.png", "warped": "contact_sheet_warped.png"}
 
-#: What the contact sheets show of each pair.
+#: Columns of the contact sheets.
 _SHOWN_COLUMNS = [name for name in SHEET_COLUMNS if name not in ("reference_places", "correspondence")]
 
 
@@ -54,21 +54,21 @@ def evaluate_heldout(
     """Measure how well an editor restores the masked part of one frame with the help of the other.
 
     Args:
-        editor: what is measured.
-        pairs: to evaluate on (see `selection.select_heldout_pairs`); wrong references come from these too.
+        editor: the editor to evaluate.
+        pairs: pairs to evaluate on (see `selection.select_heldout_pairs`); wrong references also come from these.
         size_px: side of the editor's square canvas.
-        options: how; `split`, `num_inference_steps` and `guidance_scale` are only noted down here: they are
-            the doing of whoever chose the pairs and built the editor.
-        output: folder for metrics, scores per pair, contact sheets and their images; None: none written.
-        about: what else is to be noted down, such as where the editor and the pairs came from.
+        options: options of the evaluation. `split`, `num_inference_steps` and `guidance_scale` are only recorded
+            here; the caller has already applied them.
+        output: folder for metrics, scores per pair, contact sheets and their images; None: nothing is written.
+        about: further facts to record, such as the origin of editor and pairs.
 
     Returns:
-        What metrics.json holds; its `definitions` say what each number means.
+        The content of metrics.json; its `definitions` explain each number.
 
     Raises:
         DataError: the pairs come from a single source, or cannot be read.
         InputError: the editor returned something of another shape or type.
-        OutputError: `output` cannot be written to any more; the message holds the numbers, and says where all is kept.
+        OutputError: `output` can no longer be written; the message has the numbers and says where the files were saved.
     """
     plans = plan_samples(pairs, options.max_pairs, options.seed, options.num_references)
     shown = choose_shown_samples(len(plans), options.sheet_pairs)
@@ -119,7 +119,7 @@ def _build_record(edited: EditedPair) -> dict[str, Any]:
 def _build_metrics(
     summaries: dict[SetName, dict[str, Any]], size_px: int, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Build metrics.json. What was not measured is null."""
+    """Build the content of metrics.json. Values that were not measured are null."""
     top = summaries.get("natural")
     any_set = next(iter(summaries.values()))
     metrics: dict[str, Any] = {
@@ -148,9 +148,9 @@ def _build_metrics(
 
 
 def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summary: dict[str, Any]) -> None:
-    """Write the contact sheet of one set, and its images one by one at the model's own size."""
+    """Write the contact sheet of one set, and its images as separate files at the size of the model."""
     folder = output / IMAGES_FOLDER / name
-    (folder / EDITS_FILE).unlink(missing_ok=True)  # of an earlier run
+    (folder / EDITS_FILE).unlink(missing_ok=True)  # may be left from an earlier run
     if not shown:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,8 @@ def _write_images(output: Path, name: SetName, shown: Sequence[EditedPair], summ
 def _write_showcase(
     path: Path, editor: Editor, plans: Sequence[SamplePlan], size_px: int, options: EvaluationOptions
 ) -> None:
-    """Edit a few pairs once more, with holes that only the reference explains, and write them large."""
-    path.unlink(missing_ok=True)  # of an earlier run
+    """Edit a few pairs again, with masks whose content only the reference shows, and write large images of them."""
+    path.unlink(missing_ok=True)  # may be left from an earlier run
     chosen = showcase.choose_showcase_pairs(plans) if "natural" in options.sets and options.sheet_pairs else []
     if not chosen:
         return

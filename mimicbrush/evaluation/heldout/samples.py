@@ -1,4 +1,4 @@
-"""Samples: the images that an editor gets for a mined pair; they depend only on the pair and the seed."""
+"""Evaluation samples: the images that an editor gets for a mined pair. They depend only on the pair and the seed."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ from mimicbrush.evaluation.heldout.options import SetName
 from mimicbrush.evaluation.heldout.selection import group_by_source, read_column, spread_numbers
 from mimicbrush.ops import canvas, counter_rng, geometry, masks
 
-#: The homographies of the warped set: *ours*, strong enough that copying in place does not pay. No flip: a
-#: mirrored reference asks for another image, not for the same one seen from elsewhere.
+#: The homographies of the warped set: *ours*, strong enough that copying in place gives bad results. No flips: a
+#: mirrored image is not another view of the same scene.
 WARP = geometry.GeometryRanges(flip_probability=0.0, rotation_deg=30.0, scale=(0.7, 1.4), projective_intensity=0.5)
 _MASK_TRIES = 1000
-# What a random number is for; part of its key, so that the uses are independent.
+# Purposes of random numbers; part of their keys, so that numbers for different purposes are independent.
 _FOR_MASK, _FOR_NOISE, _FOR_WARP, _FOR_WRONG, _FOR_OTHERS = range(5)
 
 
 class Frame(NamedTuple):
-    """A frame, by a pair that holds it."""
+    """A frame, given by a pair that contains it and by its side."""
 
     pair: Pair
     side: Side
 
     def read(self) -> np.ndarray:
-        """Read it, (H, W, 3) uint8 RGB.
+        """Read the frame, (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the frame cannot be read.
         """
         return self.pair.read_a() if self.side == "a" else self.pair.read_b()
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A pair, and the pair of another source whose reference is used as the wrong one.
+    """A pair to evaluate, and a pair of another source whose reference is used as the wrong one.
 
-    With several references, each has further frames: of the same shot, neither source nor reference.
+    Attributes:
+        pair, wrong_pair: the two pairs.
+        other_frames, wrong_other_frames: with several references, further frames of the shots of the two pairs.
     """
 
     pair: Pair
@@ -63,14 +65,15 @@ class EvalSample:
 
     Attributes:
         plan: where the images come from.
-        source: (S, S, 3) uint8 RGB, letterboxed, unmasked: it is also the target.
+        source: (S, S, 3) uint8 RGB, letterboxed, not masked; it is also the target.
         reference: (S, S, 3) uint8, the other frame of the pair.
-        wrong_reference: (S, S, 3) uint8, a frame of another source, through the same geometry.
-        mask: (S, S) uint8, 1 = repaint; never on the letterbox's padding.
-        area: (S, S) uint8, 1 where the canvas shows the image, 0 on the padding.
-        reference_area, wrong_reference_area: (S, S) uint8, the same of the references.
-        noise_seed: of the sampler's noise, the same for every reference.
-        other_references, wrong_other_references: (R-1, S, S, 3) uint8, the references after the first; None for R = 1.
+        wrong_reference: (S, S, 3) uint8, a frame of another source, transformed by the same geometry.
+        mask: (S, S) uint8, 1 = repaint; always 0 on the padding of the letterbox.
+        area: (S, S) uint8, 1 where the canvas shows the source, 0 on the padding.
+        reference_area, wrong_reference_area: (S, S) uint8, the same for the references.
+        noise_seed: seed of the sampler's noise, the same for all references.
+        other_references, wrong_other_references: (R-1, S, S, 3) uint8, the second and further references; None for
+            R = 1.
     """
 
     plan: SamplePlan
@@ -87,23 +90,23 @@ class EvalSample:
 
 
 def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_references: int = 1) -> list[SamplePlan]:
-    """Choose pairs, and for each a wrong reference: the other videos take turns, a hash chooses the pair.
+    """Choose pairs, and a wrong reference for each: from the other sources in turn, from a pair chosen by a hash.
 
     Args:
-        pairs: all that may be used; wrong references come from these too, chosen or not.
+        pairs: all pairs that may be used; wrong references come from these too, also from pairs that are not chosen.
         max_pairs: see `spread_numbers`.
-        seed: of the draw.
-        num_references: of each sample. Only pairs whose shot has that many are used.
+        seed: seed of the choice.
+        num_references: references of each sample. Only pairs whose shot has enough frames are used.
 
     Raises:
-        DataError: there is only one source, so that no reference can be wrong; or no row can be used.
+        DataError: there is only one source, so there are no wrong references; or no pair can be used.
     """
     finder = OtherFrames(pairs, num_references - 1, seed)
     by_source = {
         source: [number for number in numbers if finder.may_have(number)]
         for source, numbers in group_by_source(pairs).items()
     }
-    # Frames are read of the pairs that are chosen. Where they are too few, the pair is left out, and others are chosen.
+    # The frames of chosen pairs are read. If a pair has too few, it is left out, and the choice is made again.
     while True:
         plans, lacking, faults = _draw_plans(pairs, by_source, max_pairs, seed, finder)
         if not lacking:
@@ -116,7 +119,7 @@ def plan_samples(pairs: Sequence[Pair], max_pairs: int | None, seed: int, num_re
             "frames besides the source",
             stacklevel=2,
         )
-    for fault in faults:  # rows of the manifest that name no pair at all
+    for fault in faults:  # damaged rows of the manifest
         warnings.warn(f"a held-out pair is left out: {fault}", stacklevel=2)
     if not plans:
         raise DataError(f"none of {len(pairs)} held-out pairs can be used: the rows of the manifest are damaged")
@@ -130,10 +133,11 @@ def _draw_plans(
     seed: int,
     finder: OtherFrames,
 ) -> tuple[list[SamplePlan], set[int], list[DataError]]:
-    """Draw the samples out of the pairs of each source.
+    """Choose samples from the pairs of each source.
 
     Returns:
-        The samples; numbers of pairs that lack frames, without which all is to be drawn again; and rows without a pair.
+        The samples; the numbers of pairs with too few frames, without which the choice must be made again; and the
+        errors of damaged rows.
     """
     sources = [source for source, numbers in by_source.items() if numbers]
     usable = sum(map(len, by_source.values()))
@@ -167,12 +171,12 @@ def _draw_plans(
 
 
 class OtherFrames:
-    """Further references of pairs: frames of a pair's shot that are not too much like its source.
+    """Finds further references of pairs: frames of a pair's shot that are not too similar to its source.
 
     Args:
-        pairs: all that may be used.
-        count: of frames for each pair.
-        seed: of the choice.
+        pairs: all pairs that may be used.
+        count: number of frames for each pair.
+        seed: seed of the choice.
     """
 
     def __init__(self, pairs: Sequence[Pair], count: int, seed: int) -> None:
@@ -184,11 +188,11 @@ class OtherFrames:
             self._shots = ShotFrames(keys.astype(np.uint64), self._a_frames, self._b_frames)
 
     def may_have(self, number: int) -> bool:
-        """Whether the shot of a pair has enough frames; none is read."""
+        """Whether the shot of a pair has enough frames; no frame is read to find out."""
         return not self._count or len(self._list_places(number)) >= self._count
 
     def find(self, number: int) -> tuple[Frame, ...] | None:
-        """Choose the frames of a pair, and read them once; None where too few can be read or are unlike the source."""
+        """Choose frames for a pair, and check them once; None if too few can be read and differ from the source."""
         if not self._count:
             return ()
         if number not in self._found:
@@ -211,7 +215,7 @@ class OtherFrames:
 
 
 def choose_shown_samples(count: int, at_most: int) -> list[int]:
-    """Choose the samples of `count` that sheets show: spread evenly, the first included, in order."""
+    """Choose which of `count` samples the sheets show: spread evenly from the first one, in order."""
     return [count * i // min(count, at_most) for i in range(min(count, at_most))]
 
 
@@ -219,7 +223,7 @@ def load_sample(plan: SamplePlan, set_name: SetName, size_px: int, seed: int) ->
     """Read and prepare one sample. Source, mask and noise are the same in both sets.
 
     Raises:
-        DataError: an image cannot be read, or is too thin to hold a mask on this canvas.
+        DataError: an image cannot be read, or is too thin for a mask on this canvas.
     """
     image = plan.pair.read_a()
     area = canvas.letterbox_mask(np.full(image.shape[:2], 255, np.uint8), size_px)
@@ -262,7 +266,7 @@ def _put_frames_on_canvas(frames: Sequence[Frame], matrix: np.ndarray | None, si
 
 
 def _find_area(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np.ndarray:
-    """(S, S) uint8, 1 where `_put_on_canvas` shows the image alone."""
+    """Find the area that the image fills after `_put_on_canvas`: (S, S) uint8, 1 inside."""
     whole = np.full(image.shape[:2], 255, np.uint8)
     if matrix is None:
         return canvas.letterbox_mask(whole, size_px)
@@ -271,9 +275,9 @@ def _find_area(image: np.ndarray, matrix: np.ndarray | None, size_px: int) -> np
 
 
 def _sample_mask(points: np.ndarray, area: np.ndarray, pair: Pair, seed: int) -> np.ndarray:
-    """Sample a training mask without the padding, again in the rare case that all or nothing is left of it.
+    """Sample a mask as in training, without the padding; again in the rare case that it is empty or full.
 
-    The padding is left out because no user repaints it, and white is no achievement.
+    The padding is not masked, because users do not repaint it, and white is too easy to predict.
     """
     for draw in range(_MASK_TRIES):
         rng = counter_rng.generator(hash_pair(pair), seed, _FOR_MASK, draw)

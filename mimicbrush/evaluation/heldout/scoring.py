@@ -1,4 +1,4 @@
-"""One batch of pairs, edited with each reference and scored; and its images for contact sheets."""
+"""Edits a batch of pairs with each reference, scores the results, and makes their images for contact sheets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mimicbrush.ops.plot import mark_mask
 
 Results = dict[str, np.ndarray]  # row name -> (S, S, 3) uint8
 
-#: Headings of the columns of contact sheets, by what `EditedPair.make_images` calls them.
+#: Headings of the columns of contact sheets, by the names of the images in `EditedPair.make_images`.
 SHEET_COLUMNS = {
     "source": "source\n(mask in stripes)",
     "mask": "mask\n(white = repaint)",
@@ -40,7 +40,7 @@ SHEET_COLUMNS = {
     "correspondence": "where the hole\ncame from",
 }
 
-#: Height of the images that show a correspondence: its marks are of one size, whatever the canvas is.
+#: Height of the images that show a correspondence: the marks have a fixed size, whatever the size of the canvas is.
 _CORRESPONDENCE_PX = 256
 
 
@@ -50,10 +50,10 @@ class EditedPair:
 
     Attributes:
         set_name: `natural` or `warped`.
-        sample: what the editor was given.
-        results: by row name.
-        scores: of the results.
-        correspondence: of the true reference, where it was asked for and the editor can tell.
+        sample: the images that the editor got.
+        results: the edited images, by row name.
+        scores: scores of the results.
+        correspondence: with the true reference; None if not requested or not supported by the editor.
     """
 
     set_name: SetName
@@ -82,7 +82,7 @@ class EditedPair:
         return images
 
     def make_cells(self) -> dict[str, np.ndarray]:
-        """Cut the padding of their canvases off all images."""
+        """Make all images without the padding of their canvases."""
         source, reference, wrong = find_area_boxes(self.sample, self.set_name)
         boxes = {"reference": reference, "reference_places": reference, "wrong": wrong}
         cells = {}
@@ -93,7 +93,7 @@ class EditedPair:
         return cells
 
     def make_caption(self) -> str:
-        """Describe the pair: its video, and its three scores."""
+        """Describe the pair: its video and the scores with the true, a wrong and no reference."""
         psnr = {row: values.psnr for row, values in self.scores.rows.items()}
         return (
             f"{self.sample.plan.pair.source_path}   PSNR in the hole: {psnr['model']:.1f} dB, with the wrong "
@@ -102,9 +102,9 @@ class EditedPair:
 
 
 def find_area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Box]:
-    """Find where source, reference and wrong reference lie on their canvases.
+    """Find the boxes that source, reference and wrong reference fill on their canvases.
 
-    A warped reference has no edges of its own: it is the whole canvas.
+    A warped reference does not fill an upright rectangle, so its box is the whole canvas.
     """
     size_px, plan = len(sample.mask), sample.plan
     whole = (0, 0, size_px, size_px)
@@ -116,7 +116,7 @@ def find_area_boxes(sample: EvalSample, set_name: SetName) -> tuple[Box, Box, Bo
 
 
 def load_sets(plan: SamplePlan, sets: Sequence[SetName], size_px: int, seed: int) -> dict[SetName, EvalSample]:
-    """Load one pair as it is in each set, see `load_sample`."""
+    """Load the sample of a pair in each set, see `load_sample`."""
     return {name: load_sample(plan, name, size_px, seed) for name in sets}
 
 
@@ -129,9 +129,9 @@ def edit_batch(
     """Edit a few pairs with the true, the wrong and no reference, set by set, and score them.
 
     Args:
-        editor: what is measured.
-        batch: one or more pairs, each as it is in each of the same sets.
-        with_baselines: also fill the holes in the ways that need no model.
+        editor: the editor to evaluate.
+        batch: the samples of one or more pairs, by set; all have the same sets.
+        with_baselines: also fill the masks with the baselines, which need no model.
         with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 
     Raises:
@@ -169,12 +169,12 @@ def edit_samples(
     reference: Literal["reference", "wrong_reference"] | None,
     with_correspondences: bool = False,
 ) -> PairResults:
-    """Edit samples in one batch, with one of their references or (None) without.
+    """Edit samples in one batch, with their true or wrong reference or without one.
 
     Args:
-        editor: what is measured.
-        samples: one or more, of one canvas size.
-        reference: which of their references it sees.
+        editor: the editor to evaluate.
+        samples: one or more samples with the same canvas size.
+        reference: which of their references the editor gets; None: no reference.
         with_correspondences: ask the editor where the filled pixels came from, if it can tell.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Choose the pairs to evaluate on, so that no result is measured on training data."""
+"""Chooses the pairs to evaluate on, so that no result is measured on training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimicbrush.evaluation.heldout.options import EvaluationSplit
 
 @dataclass(frozen=True)
 class HeldOutSelection:
-    """The pairs to evaluate on, and messages about the choice."""
+    """The pairs to evaluate on, and messages for the user about the choice."""
 
     pairs: list[Pair]
     messages: list[str]
@@ -28,16 +28,16 @@ def select_heldout_pairs(
 ) -> HeldOutSelection:
     """Choose the pairs to evaluate on.
 
-    With split `heldout`, a folder of which nothing was trained on is used whole; of any other folder only the
+    With split `heldout`, all pairs of a folder are used if none of its sources was trained on. Otherwise only the
     sources are used that the trainer holds out by their hash.
 
     Args:
         pairs: all pairs of a mined folder.
         split: `heldout` or `all`.
-        training: what the model was trained on; None: not known.
+        training: the sources that the model was trained on; None: not known.
 
     Raises:
-        DataError: no pair is left, because none is held out, or all that are were trained on all the same.
+        DataError: no pair is left, because no source is held out, or all held-out sources were trained on anyway.
     """
     kept, messages = _choose_kind(pairs)
     if split == "all":
@@ -78,7 +78,7 @@ def _choose_kind(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
 
 
 def _leave_out_trained(heldout: Sequence[Pair], training: TrainingData | None) -> tuple[list[Pair], list[str]]:
-    """Held-out pairs that were never trained on: weights may have begun with others, a folder may have lost sources."""
+    """Leave out held-out pairs that were trained on: by the starting weights, or before the folder changed."""
     unseen = [pair for pair in heldout if not (training and training.has_seen(pair))]
     seen = sorted({pair.source_path for pair in heldout if training and training.has_seen(pair)})
     if not seen:
@@ -96,7 +96,7 @@ def spread_pairs(pairs: Sequence[Pair], max_pairs: int | None) -> list[Pair]:
 
 
 def group_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
-    """Group pairs by source hash, in order -> the numbers of its pairs; a table makes no `Pair` objects."""
+    """Group pairs: source hash, in order -> the numbers of its pairs. For a table, no `Pair` objects are built."""
     hashes = read_column(pairs, "source_hash").tolist()
     numbers: dict[str, list[int]] = {source: [] for source in sorted(set(hashes))}
     for number, source in enumerate(hashes):
@@ -105,21 +105,21 @@ def group_by_source(pairs: Sequence[Pair]) -> dict[str, list[int]]:
 
 
 def read_column(pairs: Sequence[Pair], name: str) -> np.ndarray:
-    """Read one attribute of all pairs, (len,); a table makes no `Pair` objects."""
+    """Read one attribute of all pairs, (len,). For a table, no `Pair` objects are built."""
     if isinstance(pairs, PairTable | JoinedPairs):
         return pairs.column(name)
     return np.array([getattr(pair, name) for pair in pairs])
 
 
 def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None) -> list[tuple[str, int]]:
-    """Choose at most `max_pairs`, as evenly over the sources as their numbers allow, and within each.
+    """Choose at most `max_pairs` pairs, spread evenly over the sources and within each source.
 
     Args:
         by_source: see `group_by_source`.
-        max_pairs: None for all.
+        max_pairs: largest number of pairs; None for all.
 
     Returns:
-        (source, number), ordered by source, then by number; the same for every call.
+        (source, number of the pair), ordered by source, then by number; the same in every call.
     """
     quota = dict.fromkeys(by_source, 0)
     available = sum(map(len, by_source.values()))
@@ -137,10 +137,10 @@ def spread_numbers(by_source: Mapping[str, Sequence[int]], max_pairs: int | None
 
 
 class JoinedPairs(Sequence[Pair]):
-    """The pairs of several tables, one after the other.
+    """The concatenated pairs of several tables.
 
     Args:
-        tables: each of another mined folder.
+        tables: the tables, one per mined folder.
     """
 
     def __init__(self, tables: Sequence[PairTable]) -> None:
@@ -167,15 +167,15 @@ class JoinedPairs(Sequence[Pair]):
 
 
 def find_heldout_pairs(tables: Sequence[PairTable], training: TrainingData) -> tuple[JoinedPairs, list[str]]:
-    """Find the video pairs that the trainer holds out of the folders it trains on.
+    """Find the held-out video pairs of the folders that a run trains on.
 
     Args:
         tables: all pairs of each of the folders.
-        training: what is trained on.
+        training: the sources that are trained on.
 
     Returns:
-        The pairs, and what a person should know about the choice. A source that is held out in one folder and
-        trained on in another is left out.
+        The pairs, and notes for the user about the choice. A source that is held out in one folder and trained on in
+        another is left out.
     """
     found, twice = [], set[str]()
     keys = np.array([origin_key(digits) for digits in training.source_hashes], np.uint64)

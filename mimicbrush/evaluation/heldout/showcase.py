@@ -1,4 +1,4 @@
-"""A small sheet for people: a few large edits of holes that only the reference explains, and where the model looked."""
+"""The showcase: a sheet of a few large edits whose masked content only the reference shows, with attended places."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from mimicbrush.ops.plot import mark_mask
 
 SHOWCASE_CELL_PX, SHOWCASE_ROWS = 220, 3
 SHOWCASE_COLUMNS = ("source\n(mask in stripes)", "reference", "result", "target")
-#: Pairs whose frames are read to choose from; more would take minutes.
+#: Largest number of pairs whose frames are read for the choice; more would take minutes.
 _MOST_EXAMINED = 200
-#: Holes are compared at this long side, and blurred by this many of its pixels, so that large shapes count and texture
-#: does not.
+#: Holes are compared in images with this long side, blurred over this many of their pixels, so that large shapes count
+#: and texture does not.
 _COARSE_PX, _BLUR_PX = 64, 9
-#: Over the long side: the radius of a hole, and how far around it matches are used.
+#: Radius of a hole, and of the area whose matches are used, as shares of the long side.
 _RADIUS_RATIO, _AROUND_RATIO = 0.12, 0.22
-#: Holes that are tried for a pair; matches that must fit one motion in the hole, and around it, where they say which
-#: part of the reference belongs there; what part of all of them must fit it, to this many coarse pixels.
+#: Number of holes that are tried for a pair; smallest number of matches in the hole, and around it, that fit one motion
+#: (those around it show which part of the reference belongs there); smallest share of all these matches that must fit
+#: it; and the tolerance in coarse pixels.
 _TRIES, _LEAST_INSIDE, _LEAST_AROUND, _LEAST_FITTING, _FIT_PX = 40, 4, 12, 0.7, 1.0
-#: Marks in a row; more could not be told apart in cells of this size.
+#: Number of marks in a row; more marks could not be distinguished in cells of this size.
 _MARKS = 4
 
 
 @dataclass(frozen=True)
 class ShowcaseHole:
-    """A hole that the surroundings do not explain, and the reference does.
+    """A mask whose content the reference shows, and the surroundings do not.
 
     Attributes:
         mask: (H, W) uint8, 255 = repaint, of the pair's first image.
-        margin: mean squared difference from the source, of colours in 0..255: that of the better of inpainting and
-            copying the reference in place, less that of the reference moved there by its matches. Large: one must find
-            the matching part of the reference to fill the hole.
+        margin: how much better the reference fills the hole when it is moved there by its matches, compared with
+            inpainting and with copying it in place (the better of both): difference of the mean squared errors, of
+            colours in 0..255. If it is large, only the matching part of the reference can fill the hole.
     """
 
     mask: np.ndarray
@@ -51,10 +52,10 @@ class ShowcaseHole:
 
 
 def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
-    """Find the hole of a pair with the largest margin; a function of its frames and stored matches alone.
+    """Find the hole of a pair with the largest margin. The result depends only on its frames and stored matches.
 
     Returns:
-        None if nowhere enough matches move alike, as in a photograph.
+        None if there is no place where enough matches have the same motion, for example in a photograph.
     """
     height, width = pair.size_px
     if len(pair.a_points) < _LEAST_INSIDE + _LEAST_AROUND:
@@ -84,7 +85,7 @@ def find_showcase_hole(pair: Pair) -> ShowcaseHole | None:
         hole = _draw_disc(source.shape[:2], place, radius)
         is_hole = hole > 0
         if cv2.warpAffine(np.full(reference.shape[:2], 255, np.uint8), motion, size)[is_hole].min() < 255:
-            continue  # the reference does not show all of it
+            continue  # the reference does not show all of the hole
         matching = cv2.warpAffine(reference, motion, size)
         guess = opencv_inpaint(source, hole, np.ones_like(hole))
         errors = [_compare_colours(image, source, is_hole) for image in (matching, guess, in_place)]
@@ -105,7 +106,7 @@ def _make_coarse(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _compare_colours(image: np.ndarray, source: np.ndarray, is_hole: np.ndarray) -> float:
-    """Compute the mean squared difference in the hole, of colours that are averaged over neighbouring pixels."""
+    """Compute the mean squared difference in the hole of colours averaged over neighbouring pixels."""
     difference = np.where(is_hole[..., None], image.astype(np.float32) - source, 0)
     return float(np.square(cv2.blur(difference, (_BLUR_PX, _BLUR_PX)))[is_hole].mean())
 
@@ -120,7 +121,7 @@ def find_showcase_holes(pairs: Iterable[Pair]) -> list[tuple[Pair, ShowcaseHole]
     """Find for each video the pair and the hole with the largest margin, sorted by it, the largest first."""
     candidates = []
     for pair in pairs:
-        with suppress(DataError):  # a frame cannot be read, which whoever evaluates it reports
+        with suppress(DataError):  # a frame cannot be read; the evaluation reports this
             if (hole := find_showcase_hole(pair)) is not None:
                 candidates.append((pair, hole))
     candidates.sort(key=lambda row: (-row[1].margin, row[0].pair_id))
@@ -133,11 +134,11 @@ def find_showcase_holes(pairs: Iterable[Pair]) -> list[tuple[Pair, ShowcaseHole]
 def choose_showcase_pairs(
     plans: Sequence[SamplePlan], most: int = SHOWCASE_ROWS
 ) -> list[tuple[SamplePlan, ShowcaseHole]]:
-    """Choose the pairs with the largest margins, each of another video; no result plays a part.
+    """Choose the pairs with the largest margins, each of another video. The results are not used for the choice.
 
     Args:
-        plans: that are evaluated, of which the first ones are examined.
-        most: how many at most.
+        plans: the evaluated samples; the first `_MOST_EXAMINED` are examined.
+        most: largest number of pairs.
     """
     plan_of = {plan.pair.pair_id: plan for plan in plans[:_MOST_EXAMINED]}
     chosen = find_showcase_holes(plan.pair for plan in plan_of.values())[:most]
@@ -145,7 +146,7 @@ def choose_showcase_pairs(
 
 
 def load_showcase_sample(plan: SamplePlan, hole: ShowcaseHole, size_px: int, seed: int) -> EvalSample:
-    """Load the sample of a pair, see `load_sample`, with this mask in place of the evaluation's own."""
+    """Load the sample of a pair, see `load_sample`, with this mask instead of that of the evaluation."""
     return replace(load_sample(plan, "natural", size_px, seed), mask=canvas.letterbox_mask(hole.mask, size_px))
 
 
@@ -154,8 +155,9 @@ class ShowcaseRow:
     """A row of the showcase: one edit.
 
     Attributes:
-        caption: a few words.
-        source, mask: (H, W, 3) and (H, W) uint8, not 0 = repaint.
+        caption: short text above the row.
+        source: (H, W, 3) uint8.
+        mask: (H, W) uint8, not 0 = repaint.
         reference: (H', W', 3) uint8.
         others: further images, such as result and target.
         correspondence: where the masked pixels came from, in pixels of source and reference; None: no lines.
@@ -198,11 +200,11 @@ def _move_to_frame(points: np.ndarray, area: tuple[int, int, int, int], frame: n
 def make_showcase_sheet(
     title: str, columns: Sequence[str], rows: Sequence[ShowcaseRow], cell_px: int = SHOWCASE_CELL_PX
 ) -> np.ndarray:
-    """Make the sheet: large cells, masks in stripes, a few lines from masked places to those of the reference.
+    """Make the sheet: large cells, masks in stripes, and a few lines from masked places to places of the reference.
 
     Args:
         title, columns: see `contact_sheet`; the first two columns are source and reference.
-        rows: one each.
+        rows: the edits to show.
         cell_px: side of a cell.
 
     Returns:
@@ -225,7 +227,7 @@ def make_showcase_sheet(
 
 
 def _choose_marks(row: ShowcaseRow, cell_px: int) -> list[PlacePair]:
-    """Choose the places that lines join, in pixels of the two cells."""
+    """Choose the pairs of places to connect by lines, in pixels of the two cells."""
     places = row.correspondence
     if places is None:
         return []

@@ -1,8 +1,9 @@
-"""Dropped frames of AVI files: chunks without content, which the index counts and no demuxer returns.
+"""Counts the dropped frames of AVI files: chunks without content, which the index counts and no demuxer returns.
 
-A recorder that has no new image in time writes one, and players go on showing the image before. It is no loss.
+A recorder writes such a chunk if there is no new image in time, and players show the image before again. So it is not
+damage.
 
-Refuses nothing itself: `stream_checks` refuses as "missing_packets" what is absent beside these.
+This module refuses no file itself: `stream_checks` refuses a file as "missing_packets" if other frames are missing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK_HEADER_BYTES = 8
-#: Chunks that hold further chunks: the first is of files above 1 GB, the last of interleaved recordings.
+#: Chunks that contain chunks: the first is for files above 1 GB, the last for interleaved recordings.
 _LISTS = (b"AVIX", b"AVI ", b"movi", b"rec ")
 
 
@@ -31,7 +32,7 @@ def count_dropped_frames(path: Path, stream: int) -> int:
         while header := _read_header(file):
             name, size = header
             if not name.isascii() or not name.decode().isprintable():
-                return 0  # a damaged size led into a frame, which is no dropped one
+                return 0  # a wrong size of a chunk led into the middle of a frame
             if name in (b"RIFF", b"LIST"):
                 if file.read(4) in _LISTS:
                     continue  # its chunks come next
@@ -44,7 +45,7 @@ def count_dropped_frames(path: Path, stream: int) -> int:
 
 
 def _read_header(file: BinaryIO) -> tuple[bytes, int] | None:
-    """Name and size in bytes of the next chunk; None at the end."""
+    """Read name and size in bytes of the next chunk; None at the end."""
     header = file.read(_CHUNK_HEADER_BYTES)
     if len(header) < _CHUNK_HEADER_BYTES:
         return None

@@ -1,14 +1,14 @@
-"""Damage that decoders ignore, but that the file formats forbid.
+"""Finds damage in video files that FFmpeg conceals, by the rules of the file formats.
 
-A file cut short, and blocks of zeros where a disc or a transfer lost data, are the commonest damage. FFmpeg reads the
-rest of the one and conceals the other. Both contradict the sizes and byte rules of the formats.
+The most common damage is a truncated file, or blocks of zeros where a disk or a transfer lost data. FFmpeg reads what
+is left of a truncated file, and conceals lost blocks. Both violate the sizes and byte rules of the formats.
 
 Refuses as:
 
 * "missing_packets": the file is shorter than its container declares.
 * "other_format": the first bytes are those of a format that is not read, such as an MPEG transport stream.
-* "damaged": the structure of a Matroska file contradicts itself (`matroska`), or a packet holds a run of zeros or
-  breaks the byte rules of H.264 or HEVC (`build_packet_check`, called by `stream_checks`).
+* "damaged": the structure of a Matroska file is inconsistent (`matroska`), or a packet has a long run of zeros or
+  violates the byte rules of H.264 or HEVC (`build_packet_check`, called by `stream_checks`).
 * "empty", "unreadable", "not_a_file": there is no content to read.
 """
 
@@ -22,7 +22,7 @@ from typing import BinaryIO
 from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.matroska import find_matroska_fault
 
-#: First bytes -> what the file is. FFmpeg may read only what `strict_reader.VIDEO_FORMATS` names.
+#: First bytes -> name of an unsupported format. FFmpeg reads only the formats of `strict_reader.VIDEO_FORMATS`.
 _OTHER_FORMATS = {
     b"FLV\x01": "Flash Video (FLV)",
     bytes.fromhex("3026b2758e66cf11"): "Windows Media (ASF)",
@@ -43,19 +43,19 @@ _EBML_MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT_ID = b"\x18\x53\x80\x67"
 #: Byte triples that may not occur inside a NAL unit (ITU-T H.264 Sec. 7.4.1, H.265 Sec. 7.4.2).
 _FORBIDDEN = (b"\x00\x00\x00", b"\x00\x00\x01", b"\x00\x00\x02")
-#: Codecs with arithmetic-coded packets, in which so many zeros in a row cannot be a coincidence.
+#: Codecs with arithmetic-coded packets, in which a run of as many zeros as `_ZEROS` means damage.
 _DENSE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 _ZEROS = bytes(24)
-#: Some encoders end a stream with an end-of-stream unit behind a start code, inside the last NAL unit.
+#: Some encoders write an end-of-stream unit with a start code at the end of the last NAL unit.
 _END_OF_STREAM_BYTES = 6
 
 
 def check_container(path: Path) -> None:
-    """Refuse a file whose container declares more bytes than it has, or contradicts itself.
+    """Refuse a file that is shorter than its container declares, or whose container is inconsistent.
 
     Raises:
         UntrustedFileError: "missing_packets"; "other_format"; "damaged" (Matroska); "empty" for zero bytes;
-            "unreadable"; "not_a_file" for a pipe, which would be waited for.
+            "unreadable"; "not_a_file" for example for a pipe, which would block.
     """
     try:
         state = path.stat()
@@ -89,8 +89,8 @@ def is_container(path: Path) -> bool:
 
 
 def _find_other_format(head: bytes) -> str:
-    """What a file is by its first bytes; "" if they say nothing."""
-    # On Blu-ray and in cameras each packet has its time before it.
+    """Return the unsupported format that the first bytes of a file identify; "" if there is none."""
+    # On Blu-ray discs and in cameras, each packet follows a timestamp of 4 bytes.
     if head[::_TS_PACKET_BYTES][:2] == _TS_SYNC or (
         head[4 :: _TS_PACKET_BYTES + 4][:2] == _TS_SYNC and head[:4] not in (b"RIFF", _EBML_MAGIC)
     ):
@@ -109,7 +109,7 @@ def _find_declared_size(file: BinaryIO, head: bytes, size: int) -> int:
 
 
 def _find_iso_end(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box of an MP4 or QuickTime file ends."""
+    """Find the end of the last top-level box of an MP4 or QuickTime file."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -117,14 +117,14 @@ def _find_iso_end(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(header[:4], "big")
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
-        if length < 8:  # 0: up to the end of the file; else bytes after the last box, which nothing refers to
+        if length < 8:  # 0: this box ends with the file; else: these bytes after the last box are not used
             return position
         position += length
     return position
 
 
 def _find_matroska_end(file: BinaryIO) -> int:
-    """Where the first Segment ends; 0 if it is of unknown size (a live recording)."""
+    """Find the end of the first Segment; 0 if its size is unknown (a live recording)."""
     file.seek(4)
     header_length = _read_ebml_size(file)
     if header_length is None:
@@ -137,7 +137,7 @@ def _find_matroska_end(file: BinaryIO) -> int:
 
 
 def _read_ebml_size(file: BinaryIO) -> int | None:
-    """A variable-length size (RFC 8794 Sec. 4), None if it is unknown."""
+    """Read a variable-length size (RFC 8794 Sec. 4); None if it is unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -151,8 +151,7 @@ def build_packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes],
     """Build the check of a codec's packets: runs of zeros, and the byte rules of H.264 and HEVC.
 
     Returns:
-        A function of a packet's bytes: "" if nothing is wrong with them, else what is. For other codecs it
-        always gives "".
+        A function: bytes of a packet -> what is wrong with them, or "". For other codecs, it always returns "".
     """
     position = {"h264": 4, "hevc": 21}.get(codec)
     if position is not None and extradata and len(extradata) > position and extradata[0] == 1:
@@ -164,7 +163,7 @@ def build_packet_check(codec: str, extradata: bytes | None) -> Callable[[bytes],
 
 
 def _find_zeros_fault(data: bytes) -> str:
-    # At the end they may be padding.
+    # Zeros at the end may be padding.
     return "a run of zeros" if _ZEROS in data.rstrip(b"\0") else ""
 
 

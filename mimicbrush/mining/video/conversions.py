@@ -1,4 +1,4 @@
-"""Frames of HDR and of interlaced video, converted to whole images in sRGB."""
+"""Converts HDR frames to sRGB, and interlaced frames to whole images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 
-#: Transfer functions of HDR, as ISO/IEC 23091-2 numbers them, and the other numbers of it that are used here.
+#: Transfer functions of HDR, and primaries and matrices of colours, as numbered by ISO/IEC 23091-2.
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 _BT709_PRIMARIES, _UNKNOWN_MATRIX, _BT2020_MATRIX = 1, 2, 9
 #: Diffuse white of HDR in cd/m2, and the brightest that HLG shows on the display that it is mastered for (BT.2408).
@@ -18,7 +18,7 @@ _WHITE_NITS, _HLG_NITS = 203.0, 1000.0
 #: From the primaries of BT.2020 to those of BT.709 and sRGB (BT.2087).
 _BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
 _BT2020_LUMA = np.array([[0.2627, 0.6780, 0.0593]], np.float32)
-#: Linear light up to here (1: diffuse white) is kept as it is; all above it is pressed into what is left below 1.
+#: Linear light up to this level (1: diffuse white) is kept; brighter light is compressed into the range from it to 1.
 _KNEE = 0.75
 _LEVELS = 4096
 
@@ -31,10 +31,10 @@ def find_transfer(frame: av.VideoFrame, stream: av.VideoStream) -> str:
 def deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
     """Deinterlace a frame: keep the lines of one field, and estimate the others between them.
 
-    FFmpeg's `estdif` looks at nothing but this frame, so that frames can be taken anywhere in a video.
+    FFmpeg's `estdif` needs only this frame, so any frame of a video can be deinterlaced alone.
     """
     graph = av.filter.Graph()
-    any_time = Fraction(1, 1000)  # the last frames of a stream come without
+    any_time = Fraction(1, 1000)  # the last frames of a stream have no time base
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or any_time
     )
@@ -56,7 +56,7 @@ def tone_map(frame: av.VideoFrame, transfer: str) -> np.ndarray:
     largest channel, so that hues stay. (FFmpeg's filter for this needs `zscale`, which the builds of PyAV lack.)
 
     Args:
-        frame: in any format.
+        frame: an HDR frame in any pixel format.
         transfer: "PQ" or "HLG".
     """
     if int(frame.colorspace) == _UNKNOWN_MATRIX:
@@ -79,7 +79,10 @@ def tone_map(frame: av.VideoFrame, transfer: str) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _linear_light(transfer: str) -> np.ndarray:
-    """(65536,) float32: PQ: light over that of diffuse white; HLG: light of the scene, 0..1 (BT.2100)."""
+    """Table of linear light for stored values, (65536,) float32 (BT.2100).
+
+    PQ: relative to diffuse white; HLG: light of the scene, 0..1.
+    """
     value = np.arange(2**16) / (2**16 - 1)
     if transfer == "HLG":
         a, b, c = 0.17883277, 0.28466892, 0.55991073
@@ -91,7 +94,7 @@ def _linear_light(transfer: str) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _srgb_levels() -> np.ndarray:
-    """(_LEVELS,) uint8: the number of sRGB for linear light in 0..1."""
+    """Table of sRGB values for linear light in 0..1, (_LEVELS,) uint8."""
     light = np.arange(_LEVELS) / (_LEVELS - 1)
     curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.rint(255 * curve).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Decoders that report all faults that they can find, unlike the default ones of FFmpeg.
+"""Opens decoders that report all faults that they can find, unlike FFmpeg by default.
 
-Refuses as "damaged" an HEVC video of which two ways of decoding give different frames. Errors of the decoders
-themselves are refused in `strict_reader`.
+Refuses an HEVC video as "damaged" if two ways of decoding it give different frames. Errors of the decoders themselves
+are handled in `strict_reader`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ _VP9_DECODER = "libvpx-vp9"
 
 
 def open_strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
-    """Open a decoder of the stream, its own or another, with all fault detection turned into errors."""
+    """Open the stream's decoder, or a stricter one, with all fault detection turned into errors."""
     decoder = stream.codec_context
     if decoder.name == "vp9" and _VP9_DECODER in av.codecs_available:
         decoder = _create_decoder(stream, _VP9_DECODER)
-    # "aggressive" also minds bits that are left over at the end of a slice, where damage often shows; "crccheck"
-    # the checksums of images, which few HEVC encoders write.
+    # "aggressive" also checks for unused bits at the end of a slice, a frequent sign of damage; "crccheck" checks the
+    # checksums of images, which few HEVC encoders write.
     decoder.options = {"err_detect": "explode+aggressive+crccheck"}
-    # Several threads would report an error some frames late, and the pool already fills the cores.
+    # Several threads would report an error some frames late, and the pool already uses all cores.
     decoder.thread_count = 1
     return decoder
 
 
 class SecondDecoder:
-    """A second decoder of HEVC that starts each row of blocks where the slice header says it begins.
+    """A second decoder of HEVC that starts each row of blocks at the entry point in the slice header.
 
-    The first decoder goes on where the row before ended. In a sound stream both places are the same; behind a
-    flipped bit they are not, and FFmpeg reports neither that nor a slice that ends too early. Streams without
-    entry points (wavefront parallel processing, which x265 writes by default) are decoded alike by both.
+    The first decoder continues where the row before ended. In an intact stream, both positions are the same. After a
+    flipped bit they differ; FFmpeg reports neither this nor a slice that ends too early. Streams without entry points
+    (for wavefront parallel processing, which x265 uses by default) are decoded in the same way by both.
     """
 
     def __init__(self, stream: av.VideoStream) -> None:
@@ -43,10 +43,10 @@ class SecondDecoder:
         self.num_frames = 0
 
     def check(self, packet: av.Packet | None, frames: list[av.VideoFrame]) -> None:
-        """Decode the packet that the first decoder made `frames` of, and compare.
+        """Decode a packet again, and compare with the `frames` of the first decoder.
 
         Raises:
-            UntrustedFileError: "damaged" where the images differ.
+            UntrustedFileError: "damaged" if the images differ.
         """
         others = self.decoder.decode(packet)
         if len(others) != len(frames):
@@ -58,7 +58,7 @@ class SecondDecoder:
 
 
 def open_second_decoder(stream: av.VideoStream) -> SecondDecoder | None:
-    """Open a second decoder for HEVC; None for other codecs, which have nothing to compare."""
+    """Open a second decoder for HEVC; None for other codecs, for which there is no second way."""
     return SecondDecoder(stream) if stream.codec_context.name == "hevc" else None
 
 
@@ -79,6 +79,6 @@ def _are_equal(a: av.VideoFrame, b: av.VideoFrame) -> bool:
 
 
 def _samples(plane: av.VideoPlane, sample_bytes: int) -> np.ndarray:
-    """(height, width in bytes) uint8, without what pads the lines."""
+    """Return the samples of a plane, (height, width in bytes) uint8, without the padding of its lines."""
     lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
     return lines[: plane.height, : plane.width * sample_bytes]

@@ -1,9 +1,10 @@
-"""The structure of Matroska and WebM files: elements that nest exactly, known blocks, and checksums.
+"""Checks the structure of Matroska and WebM files: nesting and names of elements, tracks of blocks, and checksums.
 
-FFmpeg searches for the next cluster where it meets something unknown, and reports nothing of the frames between. It
-does not verify checksums either, which it and other muxers write per cluster (RFC 9559, RFC 8794 Sec. 11.3.1).
+When FFmpeg finds an unknown element, it continues at the next cluster and does not report the lost frames. It also does
+not verify the checksums that it and other muxers write for each cluster (RFC 9559, RFC 8794 Sec. 11.3.1).
 
-Refuses nothing itself: `containers.check_container` refuses as "damaged" what `find_matroska_fault` finds.
+This module refuses no file itself: `containers.check_container` refuses a file as "damaged" if `find_matroska_fault`
+finds a fault.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import NamedTuple
 _EBML, _SEGMENT, _CLUSTER, _TRACKS = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B
 _TRACK_ENTRY, _TRACK_NUMBER, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xAE, 0xD7, 0xA3, 0xA0, 0xA1
 _CRC, _VOID = 0xBF, 0xEC
-#: Children of a Segment: SeekHead, Info, Cues, Tags, Chapters, Attachments and the ones named above.
+#: Children of a Segment: SeekHead, Info, Cues, Tags, Chapters, Attachments and those above.
 _LEVEL_1 = {_CLUSTER, _TRACKS, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, _CRC, _VOID}
-#: Children of a Cluster: Timestamp, SilentTracks, Position, PrevSize, EncryptedBlock and the ones named above.
+#: Children of a Cluster: Timestamp, SilentTracks, Position, PrevSize, EncryptedBlock and those above.
 _IN_CLUSTER = {_SIMPLE_BLOCK, _BLOCK_GROUP, 0xE7, 0x5854, 0xA7, 0xAB, 0xAF, _CRC, _VOID}
 _MAX_SIZE_BYTES, _MAX_ID_BYTES = 8, 4
 
 
 class _Element(NamedTuple):
-    """One element: `end` is None if its size is unknown (a live recording)."""
+    """One element: offsets of its content; `end` is None if its size is unknown (a live recording)."""
 
     id: int
     start: int
@@ -32,7 +33,7 @@ class _Element(NamedTuple):
 
 
 class _FaultError(Exception):
-    """What is wrong with the file."""
+    """A fault in the structure of the file."""
 
 
 def find_matroska_fault(path: Path) -> str:
@@ -75,7 +76,7 @@ def _check_file(data: mmap.mmap) -> None:
 
 
 def _check_cluster(data: mmap.mmap, cluster: _Element, limit: int, tracks: set[int]) -> int:
-    """Where the cluster ends."""
+    """Check a cluster, and return its end."""
     end = limit if cluster.end is None else cluster.end
     position = cluster.start
     while position < end:
@@ -138,7 +139,7 @@ def _read_children(data: mmap.mmap, parent: _Element) -> list[_Element]:
 
 
 def _check_crc(data: mmap.mmap, element: _Element) -> None:
-    """Verify the checksum where there is one: it comes first and covers all the siblings behind it."""
+    """Verify the checksum of an element, if it has one: its first child, which covers all other children."""
     if element.end is None or element.id in (_CRC, _VOID) or element.start >= element.end:
         return
     first = _read_element(data, element.start, element.end)
@@ -164,7 +165,7 @@ def _read_element(data: mmap.mmap, position: int, limit: int) -> _Element:
 def _read_vint(
     data: mmap.mmap, position: int, limit: int, max_bytes: int, *, keep_marker: bool = False
 ) -> tuple[int, int]:
-    """A number of variable length (RFC 8794 Sec. 4), and where it ends."""
+    """Read a number of variable length (RFC 8794 Sec. 4), and return it with the position after it."""
     first = data[position] if position < limit else 0
     num_bytes = 9 - first.bit_length()
     if num_bytes > max_bytes or position + num_bytes > limit:

@@ -1,10 +1,10 @@
-"""Readers by name. decord and torchcodec decode after a strict pass of `PyAVReader` over the same file.
+"""Opens video readers by name. decord and torchcodec decode a file after a strict scan by `PyAVReader`.
 
-Both conceal damage, as FFmpeg does by default, and neither has an option against it; decord also opens playlists. So
-the file is scanned first, decoding included: a scan of the packets alone lets through what only a decoder notices.
-What they return must then agree with the scan in number, times and size of the frames.
+Both conceal damage, as FFmpeg does by default, and have no option to report it; decord also opens playlists. So the
+file is scanned first. The scan also decodes the frames, because only a decoder notices some kinds of damage. Then the
+number, times and sizes of the library's frames must agree with the scan.
 
-Refuses, beside all that the scan refuses, as:
+Refuses what the scan refuses, and as:
 
 * "no_video": decord cannot open the file.
 * "missing_frames", "bad_timestamps", "size_changes": the library's frames differ from those of the scan.
@@ -42,10 +42,10 @@ _TIME_TOLERANCE_S = 2e-3
 
 @dataclass(frozen=True)
 class DecordReader:
-    """Reader with decord, after a scan. Its memory grows with every clip: use it in workers that are replaced.
+    """Reader with decord, after a scan. Its memory use grows with every clip, so its process should be replaced.
 
     Attributes:
-        scanner: reads the file first; its limits hold.
+        scanner: scans the file first, with its limits.
     """
 
     scanner: PyAVReader = field(default_factory=PyAVReader)
@@ -64,7 +64,7 @@ class DecordReader:
         decord = _import_package("decord")
         try:
             video = decord.VideoReader(str(path.absolute()), num_threads=1)
-        except decord.DECORDError as error:  # its FFmpeg is old: AV1, for one, is unknown to it
+        except decord.DECORDError as error:  # its FFmpeg is old and does not know AV1, for example
             raise UntrustedFileError("no_video", f"decord cannot open it: {_first_line(error)}") from error
         try:
             _check_times(scan, video.get_frame_timestamp(range(len(video)))[:, 0])
@@ -83,7 +83,7 @@ class TorchCodecReader:
     """Reader with torchcodec, after a scan.
 
     Attributes:
-        scanner: reads the file first; its limits hold.
+        scanner: scans the file first, with its limits.
     """
 
     scanner: PyAVReader = field(default_factory=PyAVReader)
@@ -138,8 +138,8 @@ def open_reader(
         name: pyav, decord or torchcodec.
         max_pixels: see `PyAVReader`.
         max_duration_s: see `PyAVReader`.
-        tone_map: see `PyAVReader`, which reads these videos whatever the name, because the others cannot convert them.
-        deinterlace: likewise.
+        tone_map, deinterlace: see `PyAVReader`. Videos to convert are always read by it, because the other libraries
+            cannot convert them.
 
     Raises:
         InputError: an unknown name, or a library that cannot be loaded.
@@ -157,7 +157,7 @@ def open_reader(
 
 
 def _import_package(module: str) -> ModuleType:
-    """Import an optional package, which is slow: not before it is needed."""
+    """Import an optional package. This is slow, so it is done only when a reader is opened or used."""
     package = module.split(".")[0]
     try:
         return importlib.import_module(module)
@@ -169,14 +169,14 @@ def _import_package(module: str) -> ModuleType:
 
 
 def _convert_error(library: str, error: Exception) -> Exception:
-    """What an error of a library means: a fault of the file, unless it speaks of memory."""
+    """Convert an error of a library: a MemoryError if its text is about memory, otherwise a damaged file."""
     if "allocate memory" in str(error).lower():
         return MemoryError(str(error))
     return UntrustedFileError("damaged", f"{library}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
-    """The rest is a stack trace of the library's own."""
+    """Return the first line of an error's text: the other lines are a stack trace of the library."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -210,7 +210,7 @@ def _build_frame(number: int, time_s: float, rgb: np.ndarray, scan: ScanResult) 
 
 
 def _check_and_stretch(rgb: np.ndarray, scan: ScanResult) -> np.ndarray:
-    """Both libraries turn images upright; square pixels are left to us."""
+    """Check the size of an upright image, and stretch it to square pixels, which the libraries do not do."""
     shape = scan.shape
     stored = (shape.width_px, shape.height_px)
     expected = stored[::-1] if shape.quarter_turns % 2 else stored

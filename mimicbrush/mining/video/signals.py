@@ -1,9 +1,9 @@
-"""HDR and interlaced frames, which are converted, kept or refused, and always noted.
+"""Notes HDR and interlaced frames of a video, and refuses such videos if the options say so.
 
-Refuses as, where the options ask for it:
+Refuses as:
 
-* "hdr": a frame is HDR.
-* "interlaced": a frame holds two fields of different times.
+* "hdr": a frame is HDR, and hdr=skip.
+* "interlaced": a frame has two fields of different times, and interlaced=skip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UnwantedSignalError(DataError):
 
     Attributes:
         reason: a key of `mimicbrush.mining.refusals.REJECTED`.
-        detail: the same for a person to read.
+        detail: the reason as text for people.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -37,9 +37,9 @@ class SignalNotes:
     """Notes about HDR and interlaced frames of one video.
 
     Attributes:
-        hdr, interlaced: what is done with such frames, see `MiningOptions`.
+        hdr, interlaced: what to do with such frames, see `MiningOptions`.
         transfer: "PQ" or "HLG"; "" for SDR.
-        num_frames, num_interlaced: seen so far.
+        num_frames, num_interlaced: number of frames and of interlaced frames so far.
     """
 
     hdr: str
@@ -49,10 +49,10 @@ class SignalNotes:
     num_interlaced: int = 0
 
     def watch(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Yield the frames, and note what they are.
+        """Yield the frames, and note whether they are HDR or interlaced.
 
         Raises:
-            UnwantedSignalError: a frame is of a kind that is to be skipped.
+            UnwantedSignalError: a frame is HDR or interlaced, and the options exclude this.
         """
         for frame in frames:
             self.num_frames += 1
@@ -68,7 +68,7 @@ class SignalNotes:
             yield frame
 
     def describe(self, detail: str = "") -> str:
-        """Put the notes before the other details of the video, where `find_signals` finds them."""
+        """Return the notes followed by the other details of the video, as `find_signals` expects them."""
         notes = []
         if self.transfer:
             notes.append(f"{_HDR_NOTE}{self.transfer}): {_DONE[self.hdr]}")

@@ -3,12 +3,12 @@
 Refuses as:
 
 * "damaged": a packet or frame has its corrupt flag set, or a packet breaks the rules of its format (`containers`).
-* "bad_timestamps": a frame has no time, or one that does not grow.
+* "bad_timestamps": a frame has no time, or its time is not after that of the frame before.
 * "size_changes": a frame has another size than the first.
 * "too_large", "too_long": more pixels or seconds than the limits.
-* "missing_packets": fewer packets than the index counts (frames that an AVI marks as dropped are none), or an end
-  before the declared one.
-* "missing_frames": another number of frames than of packets.
+* "missing_packets": fewer packets than in the index (frames that an AVI marks as dropped do not count), or the video
+  ends earlier than declared.
+* "missing_frames": the numbers of frames and of packets differ.
 * "no_video": a stream without a frame.
 """
 
@@ -23,7 +23,7 @@ from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.avi import count_dropped_frames
 from mimicbrush.mining.video.containers import build_packet_check
 
-#: VP8 keeps its invisible frames in packets of their own; elsewhere a packet is a frame.
+#: VP8 stores invisible frames in separate packets; in all other codecs, each packet is a frame.
 _CODECS_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
 
 
@@ -96,7 +96,7 @@ class StreamChecks:
         return time_s
 
     def check_end(self, container: av.container.InputContainer) -> None:
-        """Check after the last frame that everything that the container and the packets promised was there."""
+        """Check after the last frame that no packet and no frame is missing."""
         if self.num_packets == 0 or self.num_frames == 0:
             raise UntrustedFileError("no_video", "the video stream has no frame")
         declared = self.stream.frames
@@ -120,14 +120,14 @@ class StreamChecks:
 
 
 def _declared_duration_s(stream: av.VideoStream, container: av.container.InputContainer) -> float | None:
-    """How long the stream says it is: by its DURATION tag (Matroska), else by the container of only it."""
+    """Return the declared duration: that of the stream's tag (Matroska), or of a container with only this stream."""
     tag = stream.metadata.get("DURATION", "")
     parts = tag.split(":")
     if len(parts) == 3:
         try:
             return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
         except ValueError:
-            pass  # a free text field; the container's duration is asked instead
+            pass  # the tag may be any text; the duration of the container is used instead
     if container.duration is None or len(container.streams) > 1:
         return None
     return container.duration / av.time_base

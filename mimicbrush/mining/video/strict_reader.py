@@ -1,14 +1,14 @@
-"""Strict reading of videos: every frame is right, or the file is refused with a reason.
+"""Reads videos strictly: all frames are right, or the file is refused with a reason.
 
-Decoders conceal damage: they repeat, invent or drop frames and report success. A pair with an invented frame teaches
-nonsense, so a file with one detected fault gives no pair at all.
+Decoders conceal damage: they repeat, invent or drop frames and report success. An invented frame would be wrong
+training data, so a file with one detected fault gives no pair at all.
 
 Refuses as:
 
-* "damaged": FFmpeg reports an error while it opens, demuxes or decodes, or a header makes no sense.
+* "damaged": FFmpeg reports an error when it opens, demuxes or decodes the file, or a header is invalid.
 * "no_video": the file has no video stream that can be decoded.
 
-It calls the checks of `containers` before it opens the file, those of `decoders` and `stream_checks` while it reads.
+The checks of `containers` are made before the file is opened, those of `decoders` and `stream_checks` during reading.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ from mimicbrush.mining.video.stream_checks import StreamChecks, StreamLimits
 
 #: Demuxers that read one self-contained file. Others (playlists, concat, devices) can open further files.
 VIDEO_FORMATS = "mov,matroska,avi"
-#: Quarter turns counter-clockwise, the way `numpy.rot90` turns.
+#: Degrees of a quarter turn; turns are counter-clockwise, as in `numpy.rot90`.
 _QUARTER_DEGREES = 90
-#: (height, width) in px of the thumbnails in which cuts are found.
+#: (height, width) in px of the thumbnails for the detection of cuts.
 THUMBNAIL_SIZE = (36, 64)
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One decoded frame; it becomes RGB on demand, since most frames are only passed over.
+    """One decoded frame. It is converted to RGB on demand, because most frames are not used.
 
     Attributes:
-        number: in order of showing, from 0.
-        time_s: since the first frame.
-        to_rgb: gives (H, W, 3) uint8, upright, of square pixels; to be called before the next frame is asked for.
-        to_thumbnail: gives `THUMBNAIL_SIZE` uint8 RGB, stretched and not turned, to find cuts in; likewise.
-        transfer: "PQ" or "HLG" where the video is HDR, else "".
+        number: number in presentation order, from 0.
+        time_s: time since the first frame.
+        to_rgb: returns (H, W, 3) uint8, upright, with square pixels; call it before requesting the next frame.
+        to_thumbnail: returns an image of `THUMBNAIL_SIZE`, uint8 RGB, stretched and not rotated, for the detection of
+            cuts; call it before requesting the next frame.
+        transfer: "PQ" or "HLG" for HDR, else "".
         is_interlaced: the frame was stored as two fields of different times.
     """
 
@@ -60,7 +61,7 @@ class VideoFrame:
 
 
 class FrameReader(Protocol):
-    """Protocol of a strict reader: once through the video, in order. It is pickled, to be sent to workers."""
+    """Protocol of a strict reader, which reads a video once, in order. It is pickled and sent to workers."""
 
     @property
     def name(self) -> str:
@@ -70,19 +71,18 @@ class FrameReader(Protocol):
         """Yield all frames of the best video stream.
 
         Raises:
-            UntrustedFileError: at any time until the iterator's end; what was yielded before is then void.
-            MemoryError: there was not enough, which says nothing about the file.
+            UntrustedFileError: a fault was found, which may be at the end; do not use frames that were yielded before.
+            MemoryError: there is not enough memory; the file may be right.
         """
 
 
 @dataclass(frozen=True)
 class DisplayShape:
-    """Size, rotation and pixel shape with which the images of a stream are to be shown.
+    """Size, rotation and pixel shape for displaying the images of a stream.
 
     Attributes:
-        width_px: as decoded.
-        height_px: as decoded.
-        quarter_turns: counter-clockwise, 0..3, as the rotation metadata of phones asks.
+        width_px, height_px: size of the decoded images.
+        quarter_turns: counter-clockwise, 0..3, from the rotation metadata that phones write.
         pixel_aspect: width of a pixel over its height.
     """
 
@@ -93,7 +93,7 @@ class DisplayShape:
 
     @property
     def square_size(self) -> tuple[int, int]:
-        """(width, height) with square pixels, not yet turned: the side that is too short is stretched."""
+        """(width, height) with square pixels, before the rotation: the side that is too short is stretched."""
         aspect = self.pixel_aspect
         if aspect >= 1:
             return round(self.width_px * aspect), self.height_px
@@ -108,14 +108,14 @@ class DisplayShape:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Frame times and shape that a strict pass over a clip found.
+    """Result of a strict scan of a clip.
 
     Attributes:
-        times_s: of each frame since the first.
-        shape: of every frame.
+        times_s: time of each frame since the first.
+        shape: shape of all frames.
         stream: number of the video stream in its file.
-        transfer: see `VideoFrame`; of the first frame that is HDR.
-        is_interlaced: a frame is.
+        transfer: see `VideoFrame`; that of the first HDR frame.
+        is_interlaced: at least one frame is interlaced.
     """
 
     times_s: list[float]
@@ -140,12 +140,12 @@ class PyAVReader:
     """The default reader of videos: FFmpeg through PyAV, with all its fault detection turned into errors.
 
     Attributes:
-        max_pixels: of one frame, width times height, also after pixels were made square.
-        max_duration_s: of the stream.
-        tail_tolerance_s: how much earlier than declared a stream may end where no frame count is stored.
-        decode_twice: whether to decode HEVC in two ways and compare, see `SecondDecoder`.
-        tone_map: whether HDR frames are converted to SDR.
-        deinterlace: whether interlaced frames are made whole images.
+        max_pixels: largest width times height of a frame, also after the stretch to square pixels.
+        max_duration_s: longest duration of the stream.
+        tail_tolerance_s: how much earlier than declared a stream may end, if the file stores no number of frames.
+        decode_twice: decode HEVC in two ways and compare, see `SecondDecoder`.
+        tone_map: convert HDR frames to SDR.
+        deinterlace: deinterlace interlaced frames.
     """
 
     max_pixels: int = 35_389_440
@@ -177,7 +177,7 @@ class PyAVReader:
         return rotate_frame(stretch_to_square_pixels(rgb, shape.square_size), shape.quarter_turns)
 
     def scan(self, path: Path) -> ScanResult:
-        """Decode and check the whole clip, and keep no image.
+        """Decode and check the whole clip without converting its frames.
 
         Raises:
             UntrustedFileError, MemoryError: as `frames` does.
@@ -192,14 +192,14 @@ class PyAVReader:
         return ScanResult(times_s, decoded.shape, decoded.stream, transfer, is_interlaced)
 
     def _decode(self, path: Path) -> Iterator[_Decoded]:
-        # Edit lists may cut what is shown; without them every stored packet comes, and can be counted.
+        # Edit lists may hide packets. They are ignored, so that all stored packets are read and counted.
         options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file", "ignore_editlist": "1"}
         check_container(path)
         try:
             with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
                 yield from self._decode_stream(container)
         except MemoryError:
-            raise  # FFmpeg's own error is one, too; it says nothing about the file
+            raise  # PyAV's MemoryError is also an FFmpegError; the file did not cause it
         except av.error.FFmpegError as error:
             raise UntrustedFileError("damaged", f"FFmpeg: {error.strerror or error}") from error
         except (UnicodeError, OverflowError) as error:
@@ -217,7 +217,7 @@ class PyAVReader:
         shape = None
         for packet in container.demux(stream):
             checks.check_packet(packet)
-            decoder_input = packet if packet.size else None  # the empty one at the end flushes the decoder
+            decoder_input = packet if packet.size else None  # the empty packet at the end flushes the decoder
             frames = decoder.decode(decoder_input)
             if second is not None:
                 second.check(decoder_input, frames)
@@ -233,7 +233,7 @@ class PyAVReader:
 
 
 def _decode_own_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame:
-    """The first frame by the stream's own decoder, which alone knows the container's rotation."""
+    """Decode the first frame with the stream's own decoder: only this one knows the rotation in the container."""
     frames = stream.decode(packet)
     if not frames:
         raise UntrustedFileError("damaged", "two decoders disagree about the first frame")
@@ -252,7 +252,7 @@ def _convert_thumbnail(frame: av.VideoFrame) -> np.ndarray:
 
 
 def stretch_to_square_pixels(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Stretch (H, W, 3) uint8 to `size` = (width, height); an image of that size stays itself."""
+    """Stretch (H, W, 3) uint8 to `size` = (width, height); an image of this size is returned as is."""
     if rgb.shape[1::-1] == size:
         return rgb
     return cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)

@@ -1,8 +1,7 @@
-"""Check that starting weights are those of the networks that their configs describe.
+"""Checks that starting weights fit the networks that their configs describe.
 
-The headers of the files are checked in `files`, when they are read. Hashes and values are checked only with
-`mimicbrush fetch --deep` (`check_every_byte`). Folders of pipelines have checksums of their own, see
-`mimicbrush.pipelines.checksums`.
+The headers of the files are checked in `files`. Hashes and values are only checked by `check_every_byte`, for example
+with `mimicbrush fetch --deep`. The checksums of pipeline folders are in `pipelines.checksums`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Auto-zoom: edit, see which part of the reference was looked at, and edit again with that part alone.
+"""Auto-zoom: edits, finds the part of the reference with the attention, and edits again with only this part.
 
-The paper's stated failure (limitations) is a region that is small in the reference, or one of several candidates; its
-advice is to crop the reference. This does so from the attention of a first pass. It costs a second edit.
+The paper reports (limitations) that the method fails if the region to imitate is small in the reference, or if there
+are several candidates, and advises to crop the reference. Here, the attention of a first edit chooses the crop.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ def edit_zoomed(
     return_correspondence: bool = False,
     callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
 ) -> tuple[MimicBrushPipelineOutput, list[ReferencePart | None]]:
-    """Edit one image once for each seed, each time with a closer look at the reference.
+    """Edit one image for each seed: first with the whole reference, then with the part that was attended to.
 
     Args:
-        pipeline: with a reference U-Net, or of FLUX.2 klein.
-        source, mask, reference: one of each, as the pipeline takes them. A list may hold the one reference.
-        seeds: one for each result; both passes begin with the same noise.
-        reference_crop: look only within this part.
+        pipeline: a pipeline with a reference U-Net, or of FLUX.2 klein.
+        source, mask, reference: one of each, as the pipeline takes them. The reference may be a list of one image.
+        seeds: one for each result; both edits begin with the same noise.
+        reference_crop: use only this part of the reference in the first edit.
         num_inference_steps, guidance_scale, keep_shape, crop, paste_back, return_correspondence, callback_on_step_end:
-            as the pipeline takes them, for both passes.
+            as the pipeline takes them, for both edits.
 
     Returns:
-        The results, those of ``pipeline(..., reference_crop=part.box)``; and the parts. None: there was none worth a
-        closer look, and the first pass is the result.
+        The results, as from ``pipeline(..., reference_crop=part.box)``, and the parts. If a part is None, no part was
+        found, and the result is that of the first edit.
 
     Raises:
-        InputError: the pipeline has no reference U-Net, whose attention is looked at; there are several references; or
-            see the pipeline.
+        InputError: the pipeline has no reference U-Net, so its attention cannot be used; there are several references;
+            or see the pipeline.
     """
     check_can_zoom(pipeline.can_record_attention)
     references = list_images(reference)
@@ -95,10 +95,10 @@ def edit_zoomed(
 
 
 def check_can_zoom(has_reference_unet: bool) -> None:
-    """Check that a pipeline can tell which part of the reference it looked at.
+    """Check that a pipeline has a reference U-Net, so that its attention to the reference can be recorded.
 
     Raises:
-        InputError: it was trained without a reference U-Net.
+        InputError: it has none.
     """
     if not has_reference_unet:
         raise InputError("auto-zoom needs a pipeline with a reference U-Net, but this pipeline has none")

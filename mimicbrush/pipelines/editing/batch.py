@@ -1,4 +1,4 @@
-"""Many edits, one by one or in groups: finished ones are skipped, failures are recorded. Imports nothing heavy."""
+"""Makes many edits, one by one or in groups. Finished edits are skipped, failures are recorded. No heavy imports."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ class BatchEditor(Protocol):
         ...
 
     def read(self, edit: Edit) -> EditInputs:
-        """Read the images of an edit; an InputError, or too little memory, is the edit's failure."""
+        """Read the images of an edit. After an InputError or a lack of memory, only this edit fails."""
         ...
 
     def load(self) -> object:
-        """Load the model unless it is loaded; an error ends the batch, for every edit would meet it."""
+        """Load the model if it is not loaded yet. An error ends the batch, because all edits need the model."""
         ...
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """Edit once per seed; an InputError, or too little memory, is the edit's failure; others end the batch."""
+        """Edit once per seed. After an InputError or a lack of memory, only this edit fails; others end the batch."""
         ...
 
     def edit_together(
         self, edits: Sequence[Edit], inputs: Sequence[EditInputs], seeds: Sequence[Sequence[int]]
     ) -> Sequence[Sequence[Image.Image]]:
-        """Edit several in one pass, each with as many seeds; errors as of `edit`, but nobody knows whose they are."""
+        """Make several edits in one call, with the same number of seeds. Errors as in `edit`, for the whole group."""
         ...
 
 
 @dataclass
 class BatchCounts:
-    """Counts of edits of a batch: done, skipped, failed.
+    """Counts of the edits of a batch: done, skipped, failed.
 
     Attributes:
-        done, skipped: edits that were done now, and before.
+        done: number of edits that were made now.
+        skipped: number of edits that were already finished.
         failures: edits that failed, with the reason.
     """
 
@@ -69,7 +70,7 @@ class BatchCounts:
 
 
 def explain_no_memory() -> str:
-    """Say what to do if an edit needs too much memory."""
+    """Return a message about what to do if an edit needs too much memory."""
     way = choose_words(
         python='crop="auto", a smaller image, or dtype="float16" on a GPU',
         command="--crop auto, a smaller image, or --dtype float16 on a GPU",
@@ -90,10 +91,10 @@ def convert_memory_errors() -> Iterator[None]:
 
 
 def prepare_outputs(edits: Sequence[Edit]) -> None:
-    """Make the folders of all outputs.
+    """Create the folders of all outputs.
 
     Raises:
-        InputError: one cannot be made, or an output is no image that can be written.
+        InputError: a folder cannot be created, or an output cannot be written as an image.
     """
     for folder in dict.fromkeys(edit.output.parent for edit in edits):
         check_output_folder(folder)
@@ -104,7 +105,7 @@ def prepare_outputs(edits: Sequence[Edit]) -> None:
 
 @dataclass
 class _Ready:
-    """An edit whose images are read, and the results that it lacks, by seed."""
+    """An edit with its images, and its missing results: seed -> file to write."""
 
     edit: Edit
     inputs: EditInputs
@@ -112,15 +113,15 @@ class _Ready:
 
 
 class EditGroups:
-    """Edits that are collected into groups, made and counted. Finished edits are skipped.
+    """Collects edits into groups, makes and counts them. Finished edits are skipped.
 
     Args:
-        editor: reads and edits.
-        tally: counts.
-        num_images: results wanted of each; image i has the edit's seed + i, so missing ones can be made alone.
-        force: edit again what is finished.
-        batch_size: the most edits of a group, which must all keep the shape or not, lack as many results, and have as
-            many references.
+        editor: reads the images and edits them.
+        tally: the counts to update.
+        num_images: number of results of each edit; result i has the edit's seed + i, so missing ones can be made alone.
+        force: make finished edits again.
+        batch_size: largest number of edits in a group. The edits of a group have the same `keep_shape`, number of
+            missing results and number of references.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class EditGroups:
 
         Raises:
             InputError: the model cannot be loaded.
-            OutputError: the disk is full, which ends the batch: what was edited last is kept elsewhere.
+            OutputError: the disk is full, which ends the batch; the last results are saved elsewhere.
         """
         outputs = {edit.seed + number: path for number, path in enumerate(number_outputs(edit.output, self.num_images))}
         todo = {seed: path for seed, path in outputs.items() if self.force or not path.exists()}
@@ -168,14 +169,14 @@ class EditGroups:
             try:
                 with convert_memory_errors():
                     together = self.editor.edit_together(*parts)
-            except InputError:  # of one of them, or too little memory for all: the others go on by themselves
+            except InputError:  # one edit is wrong, or the memory does not suffice for all: they are made one by one
                 pass
             else:
                 lost = []
                 for each, results in zip(group, together, strict=True):
                     try:
                         self._write(each, results)
-                    except OutputError as error:  # the disk is full: the others can be kept elsewhere, too
+                    except OutputError as error:  # the disk is full: the other results are also saved elsewhere
                         lost.append(str(error))
                 if lost:
                     raise OutputError("\n".join(lost))
@@ -200,7 +201,7 @@ class EditGroups:
                 keep = partial(write_image, result, like=made.inputs.encoding)
                 try:
                     _, problem = keep_elsewhere(f"{path.stem}.png", keep, error)
-                except OutputError as second:  # nor there: this result is lost, and the others need not be
+                except OutputError as second:  # this result is lost, but the others may still be saved
                     problem = str(second)
                 if is_full_disk(error):
                     raise OutputError(problem) from error
@@ -212,10 +213,10 @@ class EditGroups:
 
 
 def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> None:
-    """Check that a contact sheet, which a batch makes anew each time, has a name of its own.
+    """Check that a contact sheet, which each run of a batch overwrites, is not also another image of the batch.
 
     Raises:
-        InputError: it is an image that the batch reads or writes.
+        InputError: the batch also reads or writes this file.
     """
     for edit in edits:
         for path in (*edit.inputs, *number_outputs(edit.output, num_images)):
@@ -224,14 +225,14 @@ def check_sheet_apart(sheet: Path, edits: Sequence[Edit], num_images: int) -> No
 
 
 def check_new(paths: Sequence[Path], force: bool) -> None:
-    """Check that files may be written: none is there yet (or may be replaced), and none is named twice.
+    """Check that files can be written, do not exist yet (unless `force` is set), and are not named twice.
 
     Args:
-        paths: images, or ``.npz``.
-        force: replace files that are there.
+        paths: images, or ``.npz`` files.
+        force: replace existing files.
 
     Raises:
-        InputError: names all that are there, or the first that cannot be written.
+        InputError: the message names all files that exist, or the first that cannot be written.
     """
     for path in paths:
         (check_output_file if path.suffix == ".npz" else check_writable)(path)

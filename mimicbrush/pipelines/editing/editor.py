@@ -1,4 +1,4 @@
-"""The editor of `mimicbrush edit`: the settings, and a model that is loaded when the first edit needs it."""
+"""The editor of `mimicbrush edit`: its settings, and a pipeline that is loaded for the first edit."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from mimicbrush.pipelines.editing.reference_part import ReferencePart
     from mimicbrush.pipelines.klein.pipeline import KleinPipeline
 
-MODELS = """no model was given, and this version comes without a model. --model takes:
+NO_MODEL_ERROR = """no model was given, and this version comes without a model. --model takes:
   DIR       a pipeline folder. `mimicbrush train +experiment=smoke data.root=MINED` writes a toy to
             runs/smoke/pipeline; a full training run writes a pipeline to its run_dir
   released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
-NO_MODEL = """note: no model was given, so the small model that comes with the project is used, at {size_px} px.
+SMALL_MODEL_NOTE = """note: no model was given, so the small model that comes with the project is used, at {size_px} px.
 It shows how imitation works, but it cannot paint as well as a full-size model. --model takes:
   DIR       a pipeline folder, or the folder of a training run that has one
   released  the released weights. They are downloaded from the Hugging Face hub and converted once"""
 
-NO_IMITATION = """note: {file} does not say how it was trained. It edits at {size_px} px, with this prompt:
+LORA_FILE_NOTE = """note: {file} does not say how it was trained. It edits at {size_px} px, with this prompt:
   {prompt}
 To edit as in the training, give the folder that the training run wrote."""
 
@@ -44,14 +44,14 @@ class EditSettings:
 
     Attributes:
         model: a folder, a LoRA file of FLUX.2 klein, "released" or "small"; None: the small model, with a note.
-        device, dtype: as `open_pipeline` takes them.
-        steps, guidance: of the pipeline; None: its own defaults.
+        device, dtype: as `open_any_pipeline` takes them.
+        steps, guidance: `num_inference_steps` and `guidance_scale` of the pipeline; None: its own defaults.
         crop, paste_back: as the pipeline takes them.
-        auto_zoom: edit twice, the second time with the part of the reference that the first looked at.
+        auto_zoom: edit twice; the second edit uses only the part of the reference that the first attended to.
         cuda_graphs: record the passes of the U-Nets once, and replay them.
         resize_mask, allow_full_mask: as `read_inputs` takes them.
-        tells_places: also find which place of the reference filled which of the hole.
-        shows_steps: whether each edit has a progress bar of its own.
+        return_correspondence: also return which place of the reference filled each place of the mask.
+        shows_steps: show a progress bar of the steps for each edit.
     """
 
     model: str | None = None
@@ -65,33 +65,33 @@ class EditSettings:
     cuda_graphs: bool = False
     resize_mask: bool = False
     allow_full_mask: bool = False
-    tells_places: bool = False
+    return_correspondence: bool = False
     shows_steps: bool = True
 
 
-class LoadedEditor:
-    """A model that is loaded when the first edit needs it.
+class LazyEditor:
+    """Makes edits with a pipeline that is loaded when the first edit needs it.
 
     Attributes:
-        parts: with auto-zoom, of the last edit: for each result the part of the reference that it imitates.
+        parts: with auto-zoom: for each result of the last edit, the part of the reference that was used.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist.
     """
 
     def __init__(self, settings: EditSettings) -> None:
         self.settings = settings
         self.parts: Sequence[ReferencePart | None] = ()
         if settings.model is None and not is_shipped():
-            raise InputError(MODELS)
-        self._model = settings.model or SHIPPED_NAME
-        check_model(self._model)  # an error comes before the images are read
+            raise InputError(NO_MODEL_ERROR)
+        self._model_name = settings.model or SHIPPED_NAME
+        check_model(self._model_name)  # to report a wrong model before the images are read
 
     def read(self, edit: Edit) -> EditInputs:
         """Read and check the images of an edit; this needs no model.
 
         Raises:
-            InputError: see `read_inputs`; or auto-zoom is asked for, and the edit has several references.
+            InputError: see `read_inputs`; or the edit has several references, and auto-zoom takes one.
         """
         if self.settings.auto_zoom:
             check_one_reference(len(edit.references))
@@ -105,15 +105,15 @@ class LoadedEditor:
     @cached_property
     def pipeline(self) -> MimicBrushPipeline | KleinPipeline:
         """The pipeline on its device."""
-        if self.settings.model is None:  # said only once it edits, and not before every error of the images
-            print(NO_MODEL.format(size_px=shipped_size_px()), file=sys.stderr)
+        if self.settings.model is None:  # printed only when editing starts, not before errors about the images
+            print(SMALL_MODEL_NOTE.format(size_px=shipped_size_px()), file=sys.stderr)
         from mimicbrush.pipelines.open_pipeline import open_any_pipeline
 
-        pipeline = open_any_pipeline(self._model, self.settings.device, self.settings.dtype)
-        path = Path(self._model)
+        pipeline = open_any_pipeline(self._model_name, self.settings.device, self.settings.dtype)
+        path = Path(self._model_name)
         if is_lora_file(path) and find_klein_folder(path) is None:
             prompt = cast("KleinPipeline", pipeline).prompt.facts.prompt
-            print(NO_IMITATION.format(file=path, size_px=pipeline.size_px, prompt=prompt), file=sys.stderr)
+            print(LORA_FILE_NOTE.format(file=path, size_px=pipeline.size_px, prompt=prompt), file=sys.stderr)
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import check_can_zoom
 
@@ -132,12 +132,12 @@ class LoadedEditor:
         return pipeline
 
     def load(self) -> MimicBrushPipeline | KleinPipeline:
-        """Load the pipeline, the first time."""
+        """Load the pipeline if it is not loaded yet."""
         return self.pipeline
 
     def edit(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> Sequence[Image.Image]:
-        """Edit once per seed; say which part auto-zoom chose."""
-        images = cast("list[Image.Image]", self.run(edit, inputs, seeds).images)  # as the output type "pil" has it
+        """Edit once per seed, and print which part of the reference auto-zoom chose."""
+        images = cast("list[Image.Image]", self.call_pipeline(edit, inputs, seeds).images)  # output_type is "pil"
         from tqdm import tqdm
 
         for seed, part in zip(seeds, self.parts, strict=False):
@@ -149,7 +149,7 @@ class LoadedEditor:
     ) -> Sequence[Sequence[Image.Image]]:
         """Make several edits in one call of the pipeline.
 
-        All or none keep the shape. All have as many seeds, and as many references.
+        All edits have the same `keep_shape`, the same number of seeds and the same number of references.
         """
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
@@ -169,11 +169,11 @@ class LoadedEditor:
             generator=[seeded_generator(seed) for of_one in seeds for seed in of_one],
             **self._options(edits[0].keep_shape),
         )
-        images = cast("list[Image.Image]", output.images)  # as the output type "pil" has it
+        images = cast("list[Image.Image]", output.images)  # output_type is "pil"
         return [images[first : first + count] for first in range(0, len(images), count)]
 
-    def run(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
-        """Edit once per seed, with the correspondences if they are requested."""
+    def call_pipeline(self, edit: Edit, inputs: EditInputs, seeds: Sequence[int]) -> MimicBrushPipelineOutput:
+        """Edit once per seed, and return the output of the pipeline, with correspondences if requested."""
         options = {**self._options(edit.keep_shape), "reference_crop": edit.reference_crop}
         if self.settings.auto_zoom:
             from mimicbrush.pipelines.editing.auto_zoom import edit_zoomed
@@ -183,7 +183,7 @@ class LoadedEditor:
             return result
         from mimicbrush.pipelines.open_pipeline import seeded_generator
 
-        generators = [seeded_generator(seed) for seed in seeds]  # one each: every image can be repeated alone
+        generators = [seeded_generator(seed) for seed in seeds]  # one per result, so that each can be reproduced alone
         reference: Any = inputs.reference_argument()
         output = self.pipeline(
             inputs.source, inputs.mask, reference, num_images_per_prompt=len(seeds), generator=generators, **options
@@ -197,12 +197,12 @@ class LoadedEditor:
             "keep_shape": keep_shape,
             "crop": self.settings.crop,
             "paste_back": self.settings.paste_back,
-            "return_correspondence": self.settings.tells_places,
+            "return_correspondence": self.settings.return_correspondence,
         }
 
 
 def describe_part(part: ReferencePart | None) -> str:
-    """Describe which part of the reference auto-zoom chose, for a person."""
+    """Describe which part of the reference auto-zoom chose, as text for people."""
     if part is None:
         return "auto-zoom found no part of the reference that needs a closer look, so this is the first edit"
     box = ",".join(str(side) for side in part.box)

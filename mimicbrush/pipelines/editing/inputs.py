@@ -1,4 +1,4 @@
-"""The images of one edit, read and checked as far as that goes without a model. Imports nothing heavy."""
+"""Reads and checks the images of an edit, as far as this needs no model. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mimicbrush.pipelines.editing.requests import Edit
 
 #: Two sizes have the same shape, for `fit_mask`, if their aspect ratios differ by at most this (rounding to pixels).
 ASPECT_TOLERANCE = 0.01
-#: A mask that covers more than this may be meant the other way round: an object of a quarter of the image, inverted.
+#: A mask that covers more than this share of the image may be inverted.
 SUSPICIOUS_COVER = 0.75
-#: A mask of which more than this is neither black nor white, even a soft one, may be a photograph in the wrong place.
+#: If more than this share of a mask is neither black nor white, it may be a photograph that was given by mistake.
 SUSPICIOUS_GREY = 0.25
 _BLACK = 32
 _log = logging.getLogger(__name__)
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Images that fit together.
+    """The checked images of an edit.
 
     Attributes:
-        source: "RGB", in its own colour profile, which its ``info`` names.
-        mask: "L", of the source's size.
+        source: "RGB", in its own colour profile, which is in its ``info``.
+        mask: "L", with the size of the source.
         reference: "RGB", in sRGB.
-        encoding: how the source is stored, for a result that is to lose as little.
-        other_references: more references, as the first.
+        encoding: how the source file is encoded, so that results are written with the same quality.
+        other_references: the second and further references, like the first.
     """
 
     source: Image.Image
@@ -49,11 +49,11 @@ class EditInputs:
         return [self.reference, *self.other_references]
 
     def reference_argument(self) -> Image.Image | list[Image.Image]:
-        """Return what a pipeline takes as its reference: the image, or a list where there are several."""
+        """Return the `reference` argument of a pipeline: the image, or a list if there are several."""
         return self.references if self.other_references else self.reference
 
     def shown_source(self) -> Image.Image:
-        """Return the source in sRGB, to be shown beside other images."""
+        """Return the source in sRGB, to show it with other images."""
         return normalise_mode(self.source, "RGB")
 
 
@@ -61,12 +61,12 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
     """Read and check the images of an edit.
 
     Args:
-        edit: names them.
-        resize_mask: bring a mask of another size, but of the same shape, to the source's size.
-        allow_full_mask: take a mask that leaves nothing of the source.
+        edit: the edit, with the names of the files.
+        resize_mask: resize a mask that has the aspect ratio of the source, but another size.
+        allow_full_mask: accept a mask that covers all of the source.
 
     Raises:
-        InputError: an image cannot be read, or they do not fit together; names the file.
+        InputError: an image cannot be read, or the images do not fit together; the message names the file.
     """
     source = read_image(edit.source, "RGB", keep_profile=True)
     mask = None if edit.mask is None else read_image(edit.mask, "L")
@@ -84,16 +84,16 @@ def read_inputs(edit: Edit, *, resize_mask: bool = False, allow_full_mask: bool 
 
 
 def draw_box_mask(source: Image.Image, path: Path, box: Box, allow_full: bool) -> Image.Image:
-    """Draw the mask of a box: "L", white inside it, of the source's size.
+    """Draw the mask of a box: "L", white inside the box, with the size of the source.
 
     Args:
-        source: any mode.
-        path: its file, for the error.
-        box: in its pixels; column x1 and row y1 are not part of it.
-        allow_full: a box that leaves nothing of the source is meant.
+        source: an image in any mode.
+        path: the file of the source, for the error.
+        box: the box in pixels of the source; column x1 and row y1 are not part of it.
+        allow_full: accept a box that covers all of the source.
 
     Raises:
-        InputError: the box does not lie within the source, or is all of it and that is not allowed.
+        InputError: the box is not inside the source, or covers all of it, and this is not allowed.
     """
     values = np.zeros((source.height, source.width), np.uint8)
     crop_box(values, box, f"source {path}")[:] = 255
@@ -136,14 +136,14 @@ def fit_mask(mask: Image.Image, path: Path, size: tuple[int, int], source_path: 
     """Resize a mask to the size of its source by nearest neighbour, if `resize` is set.
 
     Args:
-        mask: "L".
-        path: of the mask, for the error.
-        size: of the source, (width, height) px.
-        source_path: for the error.
+        mask: the mask, "L".
+        path: file of the mask, for the error.
+        size: size of the source, (width, height) px.
+        source_path: file of the source, for the error.
         resize: False: any other size is an error.
 
     Raises:
-        InputError: not wanted, or the shapes differ by more than `ASPECT_TOLERANCE`.
+        InputError: `resize` is False, or the aspect ratios differ by more than `ASPECT_TOLERANCE`.
     """
     sizes = f"{path} is {mask.width} x {mask.height} px but {source_path} is {size[0]} x {size[1]} px"
     stretch = mask.width * size[1] / (mask.height * size[0])
@@ -169,12 +169,12 @@ def check_cover(mask: Image.Image, path: Path, allow_full: bool) -> None:
     """Check that a mask has a part to repaint and a part to keep; warn if it looks inverted, or not like a mask.
 
     Args:
-        mask: "L".
-        path: its file, for the error.
-        allow_full: a mask that leaves nothing of the source is meant.
+        mask: the mask, "L".
+        path: file of the mask, for the error.
+        allow_full: accept a mask that covers all of the source.
 
     Raises:
-        InputError: it is empty, or full and that is not allowed.
+        InputError: the mask is empty, or covers all, and this is not allowed.
     """
     values = np.asarray(mask)
     covered = float((values > MASK_THRESHOLD).mean())

@@ -1,4 +1,4 @@
-"""Edits that a folder or a list requests, and the output of each one. Imports nothing heavy."""
+"""Reads the edits that a folder or a list requests, with their outputs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimicbrush.io.text import parse_json
 from mimicbrush.ops.crops import Box
 from mimicbrush.ranges import MAX_REFERENCES, SEED_RANGE, suggest
 
-#: Folder of the benchmark's texture tracks, whose edits keep the source's shape (released layout).
+#: Folder name of the benchmark's texture tracks, whose edits keep the shape of the source (released layout).
 TEXTURE_FOLDER = "TextureTrans"
 _REQUIRED = ("source", "mask", "reference")
 _KEYS = (*_REQUIRED, "mask_box", "output", "seed", "keep_shape", "reference_crop")
@@ -24,16 +24,16 @@ class Edit:
     """One requested edit.
 
     Attributes:
-        source, mask, reference: files, not looked at yet. `mask` is None where `mask_box` takes its place.
+        source, mask, reference: files, not read yet. `mask` is None if `mask_box` is given.
         output: the file to write; with several images per edit see `number_outputs`.
-        seed: of the first image's noise; the others follow by one.
-        keep_shape: texture transfer by depth.
-        reference_crop: the part of the reference to imitate, in its pixels as it is seen; None: all of it.
-        mask_box: the box of the source to repaint, in its pixels as it is seen; None: what the mask says.
-        other_references: more files to imitate at the same time.
+        seed: seed of the noise of the first image; each further image has the next number.
+        keep_shape: texture transfer: keep the shape of the source, by its depth.
+        reference_crop: the box of the reference to imitate, in pixels of the upright image; None: all of it.
+        mask_box: the box of the source to repaint, in pixels of the upright image; None: use `mask`.
+        other_references: further references to imitate at the same time.
 
     Raises:
-        InputError: neither a mask nor a box, or both; too many references, or a crop of several.
+        InputError: there is neither a mask nor a box, or both; there are too many references, or several and a crop.
     """
 
     source: Path
@@ -61,7 +61,7 @@ class Edit:
 
     @property
     def inputs(self) -> list[Path]:
-        """All files that it reads."""
+        """All files that the edit reads."""
         return [path for path in (self.source, self.mask, *self.references) if path is not None]
 
 
@@ -79,10 +79,10 @@ def collect_edits(
 
     Args:
         batch: a folder (see `folder_edits`) or a file (see `list_edits`).
-        output_dir: where the results go.
-        seed: for edits that name none.
-        keep_shape: for edits that do not say; None: on for the benchmark's texture tracks, otherwise off.
-        num_images: results of each edit, see `number_outputs`.
+        output_dir: folder of the results.
+        seed: default seed of an edit.
+        keep_shape: default of an edit; None: True for the benchmark's texture tracks, otherwise False.
+        num_images: number of results of each edit, see `number_outputs`.
 
     Raises:
         InputError: there is nothing to do, the list is wrong, or two edits have the same output.
@@ -101,10 +101,10 @@ def folder_edits(folder: Path, output_dir: Path, seed: int, keep_shape: bool | N
     """List the edits of a folder and its subfolders in the layout of the released benchmark (paper Sec. 3.4).
 
     ``NNN_source.png``, ``NNN_source_mask.png`` and ``NNN_reference.png`` give ``NNN_result.png``, in a subfolder of
-    the same name. A mask or reference that is missing is found out when its turn comes.
+    the same name. A missing mask or reference is only reported when its edit is made.
 
     Raises:
-        InputError: no source in it.
+        InputError: the folder has no source.
     """
     sources = sorted(folder.rglob("*_source.png"))
     if not sources:
@@ -134,11 +134,11 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
 
     Keys: source, mask, reference (paths relative to the list, inside its folder; 2 to 4 references are a list of
     paths); optional are output (relative to `output_dir`, inside it; default: the source's name with ``_edited.png``),
-    seed, keep_shape and reference_crop ([x0, y0, x1, y1]). In place of mask, mask_box ([x0, y0, x1, y1]) repaints a
+    seed, keep_shape and reference_crop ([x0, y0, x1, y1]). Instead of mask, mask_box ([x0, y0, x1, y1]) repaints a
     box of the source.
 
     Raises:
-        InputError: names the line and what is wrong with it.
+        InputError: the list cannot be read, or a line is wrong; the message names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -153,7 +153,7 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
         if not line.strip():
             continue
         try:
-            edits.append(_listed(line, path.parent, output_dir, seed, keep_shape))
+            edits.append(_parse_edit(line, path.parent, output_dir, seed, keep_shape))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
     if not edits:
@@ -161,7 +161,7 @@ def list_edits(path: Path, output_dir: Path, seed: int, keep_shape: bool) -> lis
     return edits
 
 
-def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
+def _parse_edit(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool) -> Edit:
     try:
         values = parse_json(line)
     except ValueError as error:
@@ -173,24 +173,24 @@ def _listed(line: str, root: Path, output_dir: Path, seed: int, keep_shape: bool
     needed = [key for key in _REQUIRED if key != "mask" or "mask_box" not in values]
     if missing := [key for key in needed if key not in values]:
         raise InputError(f"{missing[0]!r} is missing; required: {', '.join(_REQUIRED)}")
-    source = path_inside(root, _text(values, "source"))
+    source = path_inside(root, _check_path(values, "source"))
     names = values["reference"] if isinstance(values["reference"], list) else [values["reference"]]
-    references = [path_inside(root, _text({"reference": name}, "reference")) for name in names or [None]]
-    output = _text(values, "output") if "output" in values else f"{source.stem}_edited.png"
+    references = [path_inside(root, _check_path({"reference": name}, "reference")) for name in names or [None]]
+    output = _check_path(values, "output") if "output" in values else f"{source.stem}_edited.png"
     return Edit(
         source=source,
-        mask=path_inside(root, _text(values, "mask")) if "mask" in values else None,
+        mask=path_inside(root, _check_path(values, "mask")) if "mask" in values else None,
         reference=references[0],
         output=path_inside(output_dir, output),
         seed=check_seed(values.get("seed", seed)),
-        keep_shape=_flag(values.get("keep_shape", keep_shape)),
+        keep_shape=_check_flag(values.get("keep_shape", keep_shape)),
         reference_crop=check_box(values["reference_crop"]) if "reference_crop" in values else None,
         mask_box=check_box(values["mask_box"], "mask_box") if "mask_box" in values else None,
         other_references=tuple(references[1:]),
     )
 
 
-def _text(values: dict[str, Any], key: str) -> str:
+def _check_path(values: dict[str, Any], key: str) -> str:
     value = values[key]
     if not isinstance(value, str) or not value:
         raise InputError(f"{key!r} must be a path, got {value!r}")
@@ -198,31 +198,31 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def check_seed(value: Any) -> int:
-    """Check a seed of a list or of the page.
+    """Check a seed from a list or from the web page.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a valid seed.
     """
     if fault := SEED_RANGE.find_fault(value):
         raise InputError(f"'seed': {fault}, got {value!r}")
     return int(value)
 
 
-def _flag(value: Any) -> bool:
+def _check_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"'keep_shape' must be true or false, got {value!r}")
     return value
 
 
 def check_box(value: Any, named: str = "reference_crop") -> Box:
-    """Check a box of a list or of the command line; whether it lies in its image is checked later.
+    """Check a box from a list or the command line. Whether it is inside its image is checked later.
 
     Args:
         value: a list of four whole numbers.
         named: its key, for the error.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not such a list.
     """
     is_box = isinstance(value, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
     if not is_box or len(value) != 4:
@@ -232,7 +232,7 @@ def check_box(value: Any, named: str = "reference_crop") -> Box:
 
 
 def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
-    """Check that no output is named twice or is an image to read: it would count as finished, or be lost."""
+    """Check that no output is named twice or is an input: it would be skipped as finished, or overwrite the input."""
     inputs = {path.resolve() for edit in edits for path in edit.inputs}
     outputs: set[Path] = set()
     for output in (output for edit in edits for output in number_outputs(edit.output, num_images)):
@@ -245,10 +245,10 @@ def _check_outputs(edits: Sequence[Edit], num_images: int) -> None:
 
 
 def check_one_reference(count: int) -> None:
-    """Check that there is one reference to look at twice.
+    """Check that there is only one reference, as auto-zoom needs it.
 
     Raises:
-        InputError: there are several.
+        InputError: there are several references.
     """
     if count > 1:
         way = choose_words(

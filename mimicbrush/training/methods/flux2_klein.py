@@ -1,18 +1,18 @@
 """FLUX.2 klein as a `TrainingMethod`: imitation in one transformer, without a reference U-Net.
 
-Beside `MimicBrushMethod` it differs in these steps, in reading order: `Flux2KleinMethod.encode` turns pixels into
-latents of tokens, `KleinModel` puts noisy target, source with its hole and references into one sequence, and
-`flow_loss` is that of rectified flow (arXiv 2209.03003), as diffusers trains this model (examples/dreambooth,
+Differences from `MimicBrushMethod`, in reading order: `Flux2KleinMethod.encode` turns pixels into latents of tokens;
+`KleinModel` puts noisy target, source with its hole and references into one sequence; `flow_loss` is the loss of
+rectified flow (arXiv 2209.03003), as diffusers trains this model (examples/dreambooth,
 train_dreambooth_lora_flux2_klein_img2img.py)::
 
     x_s = (1 - s) x_0 + s eps,    v = eps - x_0,    loss = mean over tokens of w |v_model(x_s, s) - v|^2
 
-with the noise level s of the scheduler, and w above 1 for tokens in the hole (*ours*). Batches, keys, drops, unrelated
-references and the correspondence loss are those of MimicBrush.
+with the noise level s of the scheduler, and the weight w, above 1 for tokens in the hole (*ours*). Batches, keys,
+drops, unrelated references and the correspondence loss are those of MimicBrush.
 
-A dropped reference is hidden by an attention mask: no other token sees its tokens, so the sample is that of a shorter
-sequence, which the plain pipeline makes without a reference. One pass then serves a batch in which some are dropped,
-and every process makes as many passes as the others.
+A dropped reference is hidden by an attention mask: no other token attends to its tokens, so the result is that of the
+shorter sequence without a reference. So a batch needs only one pass if some references are dropped, and all processes
+make the same number of passes.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class KleinInputs(NamedTuple):
     """Inputs of a step for one batch, on the device; all latents are float32.
 
     Attributes:
-        latents: (B, C, h, w) of the unmasked source, which is what is to be recovered; one cell is a token.
-        conditions: of the source with its hole, then of each reference, like `latents`.
-        mask: (B, 1, h, w), the part of each token that is to be repainted, 0 to 1.
-        noise_sample: noise and drops, without posteriors, since latents here are modes.
-        matches: of the batch, in the first reference; None if the correspondence loss is not trained with.
+        latents: (B, C, h, w) of the unmasked source, the target of the training; one cell is a token.
+        conditions: latents of the source with its hole, then of each reference, with the shape of `latents`.
+        mask: (B, 1, h, w), share of each token that is repainted, 0 to 1.
+        noise_sample: noise and drops, without posteriors, because latents are the modes here.
+        matches: matches between source and first reference; None if there is no correspondence loss.
     """
 
     latents: torch.Tensor
@@ -60,14 +60,14 @@ class KleinInputs(NamedTuple):
 
 
 class KleinModel(nn.Module):
-    """The transformer with one forward: what DDP, EMA and checkpoints see.
+    """The transformer with one forward, as one module for DDP, EMA and checkpoints.
 
     Args:
-        transformer: its processors are replaced by those that can pass on queries and keys.
-        prompt_embeds: (1, L, D), of the one prompt.
+        transformer: the transformer; its attention processors are replaced by those that can return queries and keys.
+        prompt_embeds: (1, L, D), the encoded prompt.
         size_px: side of the canvas.
         correspondence_paths: layers that the correspondence loss teaches.
-        correspondence_heads: part of their heads that it teaches, above 0 and at most 1.
+        correspondence_heads: share of their heads that it teaches, above 0 and at most 1.
     """
 
     prompt_embeds: torch.Tensor
@@ -100,10 +100,10 @@ class KleinModel(nn.Module):
 
         Args:
             noisy: (B, C, h, w), latents of the target with noise.
-            sigma: (B,), its noise level, 0 to 1.
-            conditions: of the source with its hole, then of each reference, like `noisy`.
-            keep_reference: (B,) bool, False hides all references of a sample; None: all are seen.
-            matches: of the batch, for the correspondence loss; None: it is left out.
+            sigma: (B,), noise levels, 0 to 1.
+            conditions: latents of the source with its hole, then of each reference, with the shape of `noisy`.
+            keep_reference: (B,) bool, False hides all references of a sample; None: no reference is hidden.
+            matches: matches for the correspondence loss; None: it is not computed.
         """
         text = self.prompt_embeds.expand(len(noisy), -1, -1)
         sequence = make_sequence(noisy, conditions, text.shape[1])
@@ -134,14 +134,14 @@ class KleinModel(nn.Module):
 
 
 class Flux2KleinMethod:
-    """FLUX.2 klein that learns to imitate a reference.
+    """FLUX.2 klein as a `TrainingMethod`: it learns to imitate a reference.
 
     Args:
         model: the transformer.
-        vae: frozen, on the device.
-        scheduler: says how much noise a timestep has.
-        exporter: saves what is learnt.
-        options: of the run.
+        vae: the frozen VAE, on the device.
+        scheduler: has the noise level of each timestep.
+        exporter: saves the trained weights.
+        options: options of the run.
     """
 
     reads_ema = False
@@ -159,7 +159,7 @@ class Flux2KleinMethod:
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """List what is trained: name -> parameter, always in the same order."""
+        """Return the trained parameters: name -> parameter, always in the same order."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
@@ -167,7 +167,7 @@ class Flux2KleinMethod:
         """Sample noise and drops from `batch.key`, and encode all images of the batch."""
         options = self.options
         on_device = batch.to(device)
-        assert not isinstance(on_device, EncodedViews)  # refused before
+        assert not isinstance(on_device, EncodedViews)  # refused when a run starts
         holed = blank_mask(on_device.source, on_device.mask)
         images = [on_device.source, holed, *on_device.references.unbind(1)]
         latents = encode_images(self.vae, torch.cat(images)).float()  # one call for all images
@@ -189,11 +189,11 @@ class Flux2KleinMethod:
     def loss(
         self, model: nn.Module, inputs: KleinInputs, step: int, ema_weights: Mapping[str, torch.Tensor]
     ) -> TrainingLoss:
-        """Compute the flow loss and, if it is on, the correspondence loss; see `flow_loss`."""
+        """Compute the flow loss and, if it has a weight, the correspondence loss; see `flow_loss`."""
         return flow_loss(model, self.scheduler, inputs, self.options, self.options.correspondence_weight_at(step))
 
     def export(self, weights: ExportWeights, folder: Path) -> None:
-        """Save a folder that edits with these weights, see `KleinExporter.export`."""
+        """Save a folder to edit with these weights, see `KleinExporter.export`."""
         self.exporter.export(weights, folder)
 
 
@@ -204,23 +204,23 @@ def flow_loss(
     options: TrainOptions,
     correspondence_weight: float = 0.0,
 ) -> TrainingLoss:
-    """Mix the latents with noise, predict the velocity, compare.
+    """Compute the flow loss: mix the latents with noise, predict the velocity, and compare.
 
     Args:
-        model: a `KleinModel`, as it is or wrapped.
-        scheduler: as it was made, and sampled with by nobody else; its shift is in its noise levels, unless that
-            depends on the size of the image.
-        inputs: of the batch.
-        options: how timesteps are chosen, and how much the hole counts.
-        correspondence_weight: of the correspondence loss.
+        model: a `KleinModel` or its wrapper.
+        scheduler: a new scheduler that is not used for sampling, which would change its noise levels. They include its
+            shift, unless this depends on the size of the image.
+        inputs: inputs of the batch.
+        options: the distribution of timesteps, and the weight of the hole.
+        correspondence_weight: weight of the correspondence loss.
     """
     latents, sampled = inputs.latents, inputs.noise_sample
     timestep = choose_timesteps(sampled.chance, scheduler.config.num_train_timesteps, options)
-    scheduler.sigmas = scheduler.sigmas.to(latents.device)  # once; diffusers lists them from the most noise on
+    scheduler.sigmas = scheduler.sigmas.to(latents.device)  # copied only once; sorted from most to least noise
     sigma = scheduler.sigmas[scheduler.config.num_train_timesteps - 1 - timestep]
     level = sigma.view(-1, 1, 1, 1)
     noisy = (1 - level) * latents + level * sampled.noise
-    # Known without asking the device: the rows were counted on the CPU.
+    # The rows were counted on the CPU, so this does not wait for the device.
     is_any_dropped = len(sampled.reference_rows) < len(latents)
     keep_reference = sampled.keep_reference if is_any_dropped else None
     prediction, correspondence = model(noisy, sigma, inputs.conditions, keep_reference, inputs.matches)
@@ -228,7 +228,7 @@ def flow_loss(
 
     weight = 1 + (options.hole_weight - 1) * inputs.mask
     dims = (1, 2, 3)
-    total = ((error * weight).sum(dims) / weight.sum(dims)).mean()  # every sample counts alike, whatever its hole
+    total = ((error * weight).sum(dims) / weight.sum(dims)).mean()  # all samples count the same, whatever their holes
     total, correspondence_sums = add_correspondence(total, correspondence, correspondence_weight)
     parts, bins = sum_errors(error.detach(), inputs.mask, timestep, scheduler)
     return TrainingLoss(total, parts, bins, correspondence_sums)

@@ -1,4 +1,4 @@
-"""Export of FLUX.2 klein: a LoRA file of diffusers, or a whole base model after full training."""
+"""Exports FLUX.2 klein: a LoRA file of diffusers, or a whole base model after full training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from mimicbrush.training.options import TrainOptions
 
 
 class KleinExporter:
-    """Makes the folder that a run exports, and the pipeline for its evaluations, from weights.
+    """Makes the exported folder of a run, and the pipeline for its evaluations, from weights.
 
     Args:
-        parts: all networks; of the transformer only the config is kept.
-        prompt: the one of the training.
-        imitation: what the weights are trained for.
-        train_options: of the run.
+        parts: all networks; only the config of the transformer is used.
+        prompt: the prompt of the training.
+        imitation: settings that the weights are trained for.
+        train_options: options of the run.
         training_data: saved with the weights, for evaluations.
     """
 
@@ -46,13 +46,14 @@ class KleinExporter:
         self.train_options, self.training_data = train_options, training_data
 
     def build_pipeline(self, weights: ExportWeights, vae: AutoencoderKLFlux2) -> KleinPipeline:
-        """Build a pipeline with copies of these weights, to edit with in this process.
+        """Build a pipeline with copies of these weights, for edits in this process.
 
-        All weights are taken, also after an error: all processes gather sharded ones together.
+        The iterator of weights is always consumed to its end, also after an error, because all processes gather sharded
+        weights together.
 
         Args:
             weights: name in `KleinModel` -> tensor, all of them.
-            vae: to share; the copies get its device and type.
+            vae: the VAE to share; the copies get its device and type.
         """
         with take_all(weights) as rest:
             transformer = self._rebuild(rest, vae.device, vae.dtype, with_frozen=True)
@@ -60,18 +61,18 @@ class KleinExporter:
         return KleinPipeline(components.build_pipeline(), self.imitation, self.prompt)
 
     def export(self, weights: ExportWeights, folder: Path, *, half: bool = False) -> None:
-        """Save a folder that edits with these weights. Every process must call it; the main one writes.
+        """Save a folder to edit with these weights. Every process must call this; the main process writes.
 
         Args:
             weights: name in `KleinModel` -> tensor, all of them.
-            folder: an older one is replaced when the new one is complete.
-            half: all weights in bfloat16, as the base is published.
+            folder: folder to write; an existing one is replaced when the new one is complete.
+            half: save all weights in bfloat16, as the published base.
         """
         quiet_libraries()
         dtype = torch.bfloat16 if half else None
 
         def write(aside: Path) -> None:
-            # Of a base that lies elsewhere, adapters alone are written.
+            # If the base is another folder, only the adapters are written.
             has_base = self.imitation.base == BASE_FOLDER
             transformer = self._rebuild(rest, torch.device("cpu"), dtype, with_frozen=has_base)
             vae = self.parts.vae if dtype is None else copy.deepcopy(self.parts.vae).to(dtype)
@@ -88,13 +89,13 @@ class KleinExporter:
     def _rebuild(
         self, weights: ExportWeights, device: torch.device, dtype: torch.dtype | None, *, with_frozen: bool
     ) -> Flux2Transformer2DModel:
-        """Build a transformer, with adapters if any, of copies of these weights; frozen ones may stay without content.
+        """Build a transformer, with adapters if any, from copies of these weights.
 
         Args:
             weights: name in `KleinModel` -> tensor.
-            device: of the copies.
-            dtype: of the copies; None: as the weights are.
-            with_frozen: whether frozen weights are copied, too.
+            device: device of the copies.
+            dtype: type of the copies; None: that of the weights.
+            with_frozen: also copy frozen weights; otherwise they stay on the meta device.
         """
         with torch.device("meta"):
             transformer = Flux2Transformer2DModel.from_config(self.config)

@@ -1,12 +1,12 @@
-"""Training of the small model's three frozen networks, from scratch: no pretrained ones of this size exist.
+"""Trains the small model's three frozen networks from scratch: there are no pretrained ones of this size.
 
-Each takes the place of one in the full-size model. All but the first are of the same classes as there:
+Each replaces a network of the full-size model. All but the first have the same classes:
 
 * the **autoencoder**, a `PatchAutoencoder` that reduces by 4, as the VAE of Stable Diffusion does by 8;
 * the **image encoder**, the visual half of a CLIP. It learns which two of many images are views of one scene, by
   CLIP's own loss (Radford et al. 2021, Fig. 3), between two views instead of an image and its caption;
 * the **depth estimator**, a Depth Anything. It learns the relative inverse depth of rendered clips, up to scale and
-  shift (Ranftl et al. 2020, Sec. 5). Such a depth says little more than: a thing is before the ground.
+  shift (Ranftl et al. 2020, Sec. 5). This depth shows little more than that objects are in front of the background.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from mimicbrush.models.patch_autoencoder import PatchAutoencoder
 from mimicbrush.models.token_encoders import IMAGENET_MEAN, IMAGENET_STD
 from mimicbrush.models.unets import LATENT_CHANNELS
 
-#: Batches from which the scales of latents are measured.
+#: Number of batches from which the scales of latents are measured.
 _NUM_SCALE_BATCHES = 16
-#: Added to latents before decoding, since a diffusion model never gives them exactly.
+#: Standard deviation of noise that is added to latents before decoding, because a diffusion model is never exact.
 _LATENT_NOISE = 0.05
-#: Of the autoencoder's loss: the error of gradients, beside that of pixels, keeps edges sharp.
+#: Weight of the error of image gradients in the autoencoder's loss, which also has that of pixels. Keeps edges sharp.
 _GRADIENT_WEIGHT = 0.3
+#: Temperature of the image encoder's contrastive loss.
 _TEMPERATURE = 0.1
 
 #: Batches of (source, reference), each (B, 3, S, S) in [-1, 1].
@@ -42,14 +43,14 @@ Depths = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps and learning rate: the rate warms up over the first twentieth, and falls to zero by a cosine."""
+    """Steps and learning rate. The rate warms up in the first 5 % of the steps, and decreases to zero as a cosine."""
 
     steps: int
     learning_rate: float = 1e-3
 
 
 def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int) -> PatchAutoencoder:
-    """Train an autoencoder that reduces by 4; its scales are measured, so that latents have unit variance."""
+    """Train an autoencoder that reduces by 4. Its scales are measured so that latents have unit variance."""
     torch.manual_seed(seed)
     sample = torch.cat([torch.cat(next(pairs)) for _ in range(_NUM_SCALE_BATCHES)])
     shape = {"block_out_channels": (1, 1, 1), "hidden_channels": 64}
@@ -72,7 +73,7 @@ def train_autoencoder(pairs: Pairs, schedule: Schedule, seed: int) -> PatchAutoe
 
 
 def train_image_encoder(pairs: Pairs, schedule: Schedule, seed: int) -> CLIPVisionModelWithProjection:
-    """Train an image encoder for images of 32 px: 16 patches and a class token, 64 wide."""
+    """Train an image encoder for images of 32 px: 16 patches and a class token, with 64 channels."""
     torch.manual_seed(seed)
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
@@ -117,13 +118,13 @@ def train_depth_estimator(depths: Depths, schedule: Schedule, seed: int) -> nn.M
 
 
 def _standardise(depth: torch.Tensor) -> torch.Tensor:
-    """Remove shift and scale, in which relative depths are free."""
+    """Normalise shift and scale, which are arbitrary for relative depth."""
     centred = depth - depth.mean(dim=(1, 2, 3), keepdim=True)
     return centred / centred.square().mean(dim=(1, 2, 3), keepdim=True).add(1e-4).sqrt()
 
 
 def _optimise(module: nn.Module, compute_loss: Callable[[], torch.Tensor], schedule: Schedule, name: str) -> None:
-    """Train by AdamW; the module ends in evaluation mode and needs no gradients."""
+    """Train with AdamW; then set the module to evaluation mode, without gradients."""
     module.train()
     optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps, pct_start=0.05)
