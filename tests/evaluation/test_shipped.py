@@ -67,8 +67,8 @@ def test_it_imitates_on_photographs_that_it_has_not_seen(editor: MimicBrushEdito
 
     true, wrong, none = error(references), error(np.roll(references, 1, axis=0)), error(None)
     gain_db = 10 * np.log10(np.stack([wrong, none]) / true)
-    assert gain_db[0].mean() > 0.5  # over the reference of another scene
-    assert gain_db[1].mean() > 0.25  # over none
+    assert gain_db[0].mean() > 1.0  # over the reference of another scene
+    assert gain_db[1].mean() > 1.0  # over none
 
 
 def test_its_attention_finds_the_place_in_a_hole(editor: MimicBrushEditor) -> None:
@@ -87,4 +87,4 @@ def test_its_attention_finds_the_place_in_a_hole(editor: MimicBrushEditor) -> No
         np.mean(np.concatenate([find_correct(method(task), task, 0.1) for task in tasks]))
         for method in (lambda task: attention(task).inside_mask, keep_place)
     )
-    assert found > 0.4 and found > same + 0.1
+    assert found > 0.7 and found > same + 0.2
