@@ -61,6 +61,7 @@ def test_rows_of_our_options_change_what_they_name() -> None:
             "train.timestep_logit_std",
         },
         "channel_weights": {"train.latent_channel_weights"},
+        "identity_probability": {"data.geometry"},
     }
 
 

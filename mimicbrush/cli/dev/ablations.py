@@ -81,6 +81,7 @@ TABLES = {
             "zero_snr",
             "high_noise_timesteps",
             "channel_weights",
+            "identity_probability",
         ),
         folder="ours/",
         experiment="small_options",
