@@ -308,14 +308,15 @@ class MimicBrushPipeline(HubPipeline):
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise InputError(f"callback tensors may be {self._callback_tensor_inputs}, got {sorted(unknown)}")
         check_recording(reference is not None, self.can_record_attention, return_correspondence, attention_record)
-        rows, device = len(sources) * num_images_per_prompt, self._execution_device  # rows = B n
+        rows = len(sources) * num_images_per_prompt  # rows = B n
+        device = self._execution_device  # once: diffusers looks for it in every module of all networks
         guided = reference is not None and guidance > 1
         self._interrupt, self._guidance_scale = False, guidance
 
         # 2. Letterbox source and mask onto square canvases. No network.
         placements = self.place(sources, masks, crop)
-        source_px = self._to_canvas(sources, placements)  # (B, 3, S, S)
-        mask_px = self._to_mask_canvas(masks, placements)  # (B, 1, S, S), 1 = repaint
+        source_px = self._to_canvas(sources, placements, device)  # (B, 3, S, S)
+        mask_px = self._to_mask_canvas(masks, placements, device)  # (B, 1, S, S), 1 = repaint
 
         # 3. Encode the reference: `vae` -> clean latents, `image_encoder` and `image_projector` -> context.
         #    Random numbers are sampled as in the released code: reference posterior, start noise, source posterior.
@@ -328,7 +329,7 @@ class MimicBrushPipeline(HubPipeline):
             groups = group_references(reference, len(sources))
             prepared = self.prepare_reference(groups, reference_crop=reference_crop, generator=generator)
         if prepared is not None:
-            prepared.check_serves(self._settings(), len(sources))
+            prepared.check_serves(self._settings(source_px.device), len(sources))
 
         # 4. Sample the start noise. No network.
         shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
@@ -439,16 +440,18 @@ class MimicBrushPipeline(HubPipeline):
         """Choose the part of each source to edit: the full image ("full") or a square around the mask ("auto")."""
         return place_sources(sources, masks, how, self.size_px)
 
-    def _to_canvas(self, images: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+    def _to_canvas(self, images: list[np.ndarray], placements: list[Placement], device: torch.device) -> torch.Tensor:
         """Letterbox B images -> (B, 3, S, S) in [-1, 1]."""
         squares = letterbox_images(images, placements, self.size_px, self.config.letterbox_order)  # (B, S, S, 3)
-        return to_tensor(squares).to(self._execution_device)
+        return to_tensor(squares).to(device)
 
-    def _to_mask_canvas(self, masks: list[np.ndarray], placements: list[Placement]) -> torch.Tensor:
+    def _to_mask_canvas(
+        self, masks: list[np.ndarray], placements: list[Placement], device: torch.device
+    ) -> torch.Tensor:
         """Letterbox B masks -> (B, 1, S, S), 0 or 1."""
         order, px_per_latent = self.config.letterbox_order, self.vae_scale_factor
         squares = letterbox_masks(masks, placements, self.size_px, order, px_per_latent)  # (B, S, S)
-        return torch.from_numpy(squares)[:, None].float().to(self._execution_device)
+        return torch.from_numpy(squares)[:, None].float().to(device)
 
     @torch.no_grad()
     def prepare_reference(
@@ -481,7 +484,7 @@ class MimicBrushPipeline(HubPipeline):
             )
         images, count = [to_rgb_array(image) for group in groups for image in group], len(groups[0])
         placements = [Placement(box, self.size_px) for box in list_boxes(images, reference_crop)]
-        pixels = self._to_canvas(images, placements)  # (R, 3, S, S)
+        pixels = self._to_canvas(images, placements, self._execution_device)  # (R, 3, S, S)
         # All first references, all second ones, and so on: a generator samples the posteriors of its source in turn.
         parts = [self.encode_references(pixels[n::count], placements[n::count], generator) for n in range(count)]
         prepared = parts[0]
@@ -513,10 +516,10 @@ class MimicBrushPipeline(HubPipeline):
             self.image_encoder, pixels, patches_only=self.reference_network is None
         )  # (R, N, C)
         context = self.image_projector(tokens.to(self.image_projector.dtype)).to(self.unet.dtype)  # (R, N, D)
-        noise = self._posterior_noise(len(pixels), generator)
+        noise = self._posterior_noise(pixels, generator)
         latents = encode_latents(self.vae, pixels, noise).to(self.unet.dtype)  # (R or more, 4, h, w)
         context = context.repeat_interleave(len(latents) // len(context), 0)
-        return PreparedReference(latents, context, placements, self._settings())
+        return PreparedReference(latents, context, placements, self._settings(pixels.device))
 
     def prepare_cond_latents(
         self,
@@ -536,7 +539,7 @@ class MimicBrushPipeline(HubPipeline):
         Returns:
             (B, 9, h, w); or (B n, 9, h, w) for a list of B n generators if the posterior is sampled.
         """
-        noise = self._posterior_noise(len(source), generator)
+        noise = self._posterior_noise(source, generator)
         masked_source_latents = encode_latents(self.vae, blank_mask(source, mask), noise)  # (B or B n, 4, h, w)
         times = len(masked_source_latents) // len(source)  # n samples, where each result has a generator of its own
         latent_mask = F.interpolate(mask, size=masked_source_latents.shape[-2:])  # (B, 1, h, w), nearest, as in SD
@@ -745,19 +748,22 @@ class MimicBrushPipeline(HubPipeline):
             return function
         return self._graphs.replay(function, networks, self.config.reference_blend, obstacle)
 
-    def _settings(self) -> tuple[object, ...]:
+    def _settings(self, device: torch.device) -> tuple[object, ...]:
         """Return the options, type and device that a prepared reference depends on."""
         options = self.options()
         read_by = (options.reference_encoder, options.reference_sharing, options.reference_timestep)
-        return (options.size_px, *read_by, options.letterbox_order, self.unet.dtype, self._execution_device)
+        return (options.size_px, *read_by, options.letterbox_order, self.unet.dtype, device)
 
-    def _posterior_noise(self, images: int, generator: Generator) -> torch.Tensor | None:
-        """Sample noise for the posterior, (B or B n, 4, h, w): one per image or per generator; None for its mean."""
+    def _posterior_noise(self, images: torch.Tensor, generator: Generator) -> torch.Tensor | None:
+        """Sample noise for the posterior of images (B, 3, S, S), (B or B n, 4, h, w); None for its mean.
+
+        There is one sample for each image, or for each generator of a list.
+        """
         if self.config.posterior == "mean":
             return None
-        rows = len(generator) if isinstance(generator, list) else images
+        rows = len(generator) if isinstance(generator, list) else len(images)
         shape = (rows, self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
-        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.vae.dtype)
+        return randn_tensor(shape, generator=generator, device=images.device, dtype=self.vae.dtype)
 
     def _project_depth(self, depth_map: torch.Tensor) -> torch.Tensor:
         """Project depth maps, (B, 1, any, any) -> (B, 4, h, w)."""

@@ -59,9 +59,10 @@ def test_only_what_is_trained_gets_gradients(smallest: ToyModel, frozen: tuple[s
     model = toy_model(smallest)
     freeze_and_adapt(dict(model.named_children()), TrainOptions(**dict.fromkeys(frozen, "frozen")))
     loss_of(model, smallest).backward()
+    trained = model.trained_parameters()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (name.split(".")[0] in frozen), name
-        assert (name in model.trained_parameters()) == (parameter.grad is not None)
+        assert (name in trained) == (parameter.grad is not None)
 
 
 def test_adapters_learn_where_to_look(mined: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class ReferenceOnlyPipeline(MimicBrushPipeline):
         """Encode references (R, 3, S, S) in [-1, 1] as the posterior's mean; nothing is random here."""
         latents = encode_latents(self.vae, pixels, None).to(self.unet.dtype)  # (R, 4, h, w)
         context = self.empty_context.expand(len(latents), -1, -1)  # (R, N, D)
-        return NoisedReference(latents, context, placements, self._settings())
+        return NoisedReference(latents, context, placements, self._settings(pixels.device))
 
     def compute_reference_kv(
         self, prepared: PreparedReference | None, timesteps: torch.Tensor, batch_size: int
