@@ -406,7 +406,7 @@ def test_a_folder_with_other_settings_or_other_things_is_refused(mined: Path, tm
         export(mined, output, options_of("diffsynth", captions={"a": "b"}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
-    with pytest.raises(InputError, match="has other files than an export"):
+    with pytest.raises(InputError, match="has files that do not belong to an export"):
         export(mined, tmp_path / "other", options_of())
     with pytest.raises(InputError, match="is inside, the mined folder"):
         export(mined, mined / "out", options_of())

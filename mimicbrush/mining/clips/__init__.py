@@ -1,5 +1,5 @@
-"""Clips from the web, from a list with their licences: downloaded, checked, and passed to the miner.
+"""Downloads clips from the web, from a list with their licences, and checks them for the miner.
 
-* `clip_list`: reads such a list, and writes that of the clips that are here, with who made them.
-* `fetch`: fetches the clips of a list.
+* `clip_list`: reads such a list, and writes the list and the authors of the downloaded clips.
+* `fetch`: downloads the clips of a list.
 """

@@ -18,7 +18,7 @@ from mimicbrush.mining.plan import VIDEO_SUFFIXES
 #: Other files in a folder of clips: the list, the authors, and hashes that the list did not have.
 LIST_NAME, CREDITS_NAME, PINS_NAME = "clips.csv", "ATTRIBUTION.md", "pins.json"
 _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
-#: Temporary files of a download have slightly longer names than the clip.
+#: Longest name of a file or folder, in bytes: temporary files of a download have slightly longer names.
 _LONGEST_PART = 200
 _SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")
@@ -37,13 +37,13 @@ class Clip:
     """One clip of a list.
 
     Attributes:
-        path: where it goes, relative to the folder of the clips.
-        url: where it comes from.
-        licence: its name, such as "CC BY 4.0".
-        attribution: who made it, as the licence wants it said.
+        path: path of the file, relative to the folder of the clips.
+        url: its address.
+        licence: name of its licence, such as "CC BY 4.0".
+        attribution: its authors, in the words that the licence asks for.
         sha256: hex; "" if it is not known yet.
         bytes: its size; "" if it is not known.
-        start_s, end_s: seconds between which pairs are mined; "" for its beginning and its end.
+        start_s, end_s: time range in seconds that pairs may come from; "": from the beginning, to the end.
     """
 
     path: str
@@ -68,7 +68,7 @@ def read_clip_list(path: Path) -> list[Clip]:
     """Read a list of clips: a CSV in UTF-8 with the columns of `Clip`. The first four are required.
 
     Raises:
-        InputError: there is no such file; or names the entry, and what is wrong with it.
+        InputError: the list does not exist, cannot be read, or has a wrong entry, which the message names.
     """
     if not path.exists():
         raise InputError(f"there is no list {path}; give a CSV file with the columns {', '.join(_NEEDED)}")
@@ -91,7 +91,7 @@ def read_clip_list(path: Path) -> list[Clip]:
 
 
 def _check_apart(path: Path, clips: Sequence[Clip]) -> None:
-    """Check that each clip has a file of its own, on disks that do not tell capitals apart, too."""
+    """Check that the paths of the clips do not conflict, also on disks where upper and lower case are equal."""
     names: set[str] = set()
     for clip in clips:
         if clip.path.casefold() in names:
@@ -105,7 +105,7 @@ def _check_apart(path: Path, clips: Sequence[Clip]) -> None:
 
 def _build_clip(row: Mapping[str, str], where: str) -> Clip:
     values = {name: row.get(name, "") for name in _COLUMNS}
-    # On one line: the list of makers has a line for each clip.
+    # Without line breaks: the file of the authors has one line for each clip.
     clip = Clip(**values | {name: " ".join(values[name].split()) for name in ("licence", "attribution")})
     clip = replace(clip, sha256=clip.sha256.lower())
     if "None" in row:
@@ -149,8 +149,8 @@ def write_clip_list(folder: Path, clips: Sequence[Clip]) -> None:
     """Write the list of the clips in a folder, for the miner, and their authors.
 
     Args:
-        folder: of the clips; it gets `LIST_NAME` and `CREDITS_NAME`.
-        clips: with their hashes.
+        folder: folder of the clips; `LIST_NAME` and `CREDITS_NAME` are written there.
+        clips: the clips, with their hashes.
     """
 
     def write(aside: Path) -> None:

@@ -21,7 +21,7 @@ from mimicbrush.mining.refusals import UntrustedFileError
 from mimicbrush.mining.video.containers import check_container, is_container
 
 _MOVE = "Move it away, or use another folder"
-#: What a file or folder of this name can do to one clip; the others have other names.
+#: Errors if a file or folder is in the way of one clip; other clips can still be downloaded.
 _OF_ITS_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -30,10 +30,10 @@ class FetchedClips:
     """Result of downloading the clips of a list.
 
     Attributes:
-        clips: those that are here, with their hashes.
-        num_fetched: how many of them were fetched now.
+        clips: the clips that are in the folder, with their hashes.
+        num_fetched: number of clips that were downloaded now.
         pinned: clips without a hash in the list, which got the hash of the downloaded file.
-        failures: clips that are not here, with the reason.
+        failures: clips that are not in the folder, with the reason.
     """
 
     clips: list[Clip] = field(default_factory=list)
@@ -47,19 +47,19 @@ def fetch_clips(
 ) -> FetchedClips:
     """Download the missing clips, one after the other. If one fails, the others are still downloaded.
 
-    A clip whose hash the list does not state keeps the hash that it had when it was first fetched: `pins.json` in the
-    folder holds it, and a later fetch must find the same.
+    If the list has no hash for a clip, the hash of its first download is stored in `pins.json` in the folder. Later
+    downloads must have the same hash.
 
     Args:
         clips: see `read_clip_list`.
-        folder: made where it is missing; gets the clips, `clips.csv` and `ATTRIBUTION.md`.
-        max_bytes: of one clip.
+        folder: folder for the clips, `clips.csv` and `ATTRIBUTION.md`; it is created if needed.
+        max_bytes: largest size of one clip.
         progress: whether to show a progress bar on stderr.
-        say: prints what is being fetched.
+        say: prints which clip is being downloaded.
 
     Raises:
         InputError: the folder cannot be written to, or another process is writing there.
-        OSError: the disk refuses, or is full. What is fetched stays.
+        OSError: the disk is full or cannot be written to. Complete clips are kept.
     """
     missing = [clip.num_bytes or 0 for clip in clips if not (folder / clip.path).exists()]
     check_output_folder(folder, "--output", needed_bytes=sum(missing))
@@ -67,7 +67,7 @@ def fetch_clips(
     with hold_folder(folder):
         pins = _read_pins(folder)
         try:
-            # Those that are here come first: a run that is stopped while it fetches must not forget them.
+            # Existing clips come first: if this run is stopped during a download, the list must contain them.
             for clip in sorted(clips, key=lambda clip: not (folder / clip.path).exists()):
                 expected = replace(clip, sha256=clip.sha256 or pins.get(clip.url, ""))
                 try:
@@ -82,7 +82,7 @@ def fetch_clips(
                     result.pinned.append(result.clips[-1])
                     pins[clip.url] = found
                     write_json(folder / PINS_NAME, pins)
-        finally:  # however it ends, the list names what is here
+        finally:  # also after an error, the list must contain the existing clips
             if result.clips:
                 paths = [clip.path for clip in clips]
                 result.clips.sort(key=lambda clip: paths.index(clip.path))
@@ -91,7 +91,7 @@ def fetch_clips(
 
 
 def _read_pins(folder: Path) -> dict[str, str]:
-    """Address -> hash, of clips without a hash in the list, from their first download into this folder."""
+    """Read the hashes of first downloads, for clips without a hash in the list: address -> hash."""
     path = folder / PINS_NAME
     if not path.is_file():
         return {}
@@ -109,13 +109,13 @@ def _read_pins(folder: Path) -> dict[str, str]:
 def _provide(
     clip: Clip, folder: Path, max_bytes: int, progress: bool, say: Callable[[str], object]
 ) -> tuple[str, bool]:
-    """The hash of a clip, and whether it had to be fetched."""
+    """Download a clip if it is missing; return its hash, and whether it was downloaded."""
     path = path_inside(folder, clip.path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path} already exists and is not a file. {_MOVE}")
     if path.exists():
         found = hash_file(path)
-        if not clip.sha256:  # then it is checked as one that was fetched now
+        if not clip.sha256:  # without a hash, check it like a new download
             if clip.num_bytes not in (None, path.stat().st_size):
                 raise InputError(
                     f"{path} already exists and does not have the {clip.num_bytes} bytes of the list. {_MOVE}"

@@ -1,13 +1,13 @@
-"""Mined pairs as datasets for other trainers: target, source with its hole, references, mask and caption.
+"""Exports mined pairs as datasets for other trainers: target, source with its hole, references, mask and caption.
 
 In reading order:
 
-* `run`: exports a mined folder from end to end; goes on where an earlier run was stopped.
-* `options`: what decides the content of an export.
-* `plan`: which pairs go where: the split, what is left out, and parts of some pairs.
-* `samples`: a pair -> its samples, as training would see them, as files.
-* `formats/`: what the files of each trainer are called, and the lists that it reads.
-* `parts`: one part: its files, and a marker that is written last.
-* `lists`: what is written when the parts are done: lists of samples, licences, counts.
-* `verify`: reads an export again, and names what is wrong.
+* `run`: exports a mined folder from end to end, and continues an earlier run that was stopped.
+* `options`: the options that decide the content of an export.
+* `plan`: plans which pairs are exported, and in which split and part.
+* `samples`: makes the samples of a pair as training sees them, and encodes their files.
+* `formats/`: names of the files for each trainer, and the lists that it reads.
+* `parts`: writes the files of a part, and then its marker.
+* `lists`: writes lists of samples, licences and counts after the parts.
+* `verify`: reads an export again, and lists its faults.
 """

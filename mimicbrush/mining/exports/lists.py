@@ -23,7 +23,7 @@ OUTSIDE_BAND = "outside_ssim_band"
 
 @dataclass(frozen=True)
 class _Walk:
-    """Something that can be walked through several times, and is made anew each time."""
+    """An iterable that makes a new iterator each time, so that it can be read several times."""
 
     make: Callable[[], Iterator[Any]]
 
@@ -32,12 +32,12 @@ class _Walk:
 
 
 def write_export_lists(folder: ExportFolder, plan: ExportPlan, names: Sequence[str]) -> dict[str, Any]:
-    """Write all lists of an export, and the summary, which is returned.
+    """Write all lists of an export and its summary, and return the summary.
 
     Args:
         folder: the export.
-        plan: of it.
-        names: of the parts that are done.
+        plan: its plan.
+        names: names of the finished parts.
     """
     rows = _Walk(lambda: _walk_rows(folder, names))
     texts: dict[str, Iterable[str]] = {}
@@ -59,10 +59,10 @@ def write_export_lists(folder: ExportFolder, plan: ExportPlan, names: Sequence[s
 
 
 def count_export(num_pairs: int, num_outside_band: int, rows: Iterable[tuple[str, Record]]) -> dict[str, Any]:
-    """Count an export: every pair of the mined folder is written, refused for a reason, or not written yet.
+    """Count the pairs of an export: each is written, refused for a reason, or not written yet.
 
     Args:
-        num_pairs: of the mined folder.
+        num_pairs: number of pairs in the mined folder.
         num_outside_band: see `ExportPlan`.
         rows: (split, row) of all markers.
     """
@@ -87,7 +87,7 @@ def count_export(num_pairs: int, num_outside_band: int, rows: Iterable[tuple[str
 
 def _read(folder: ExportFolder, name: str) -> dict[str, Any]:
     marker = folder.read_marker(name)
-    assert marker is not None, f"the marker of {name} was there a moment ago"
+    assert marker is not None, f"the marker of {name} has disappeared"
     return marker
 
 
@@ -107,7 +107,7 @@ def _list_samples(rows: Iterable[tuple[str, Record]]) -> Iterator[Record]:
 def _list_split(
     folder: ExportFolder, split: ExportSplit, rows: Iterable[tuple[str, Record]]
 ) -> dict[str, Iterable[str]]:
-    """The lists of a split for the trainer; none if it has no sample."""
+    """Return the trainer's lists of a split: path -> pieces of the text; none if the split has no sample."""
     records = _Walk(lambda: (each["record"] for s, row in rows if s == split for each in row.get("samples", ())))
     write = FORMATS[folder.settings["format"]].write_lists
     if write is None or next(iter(records), None) is None:
@@ -118,7 +118,7 @@ def _list_split(
 
 
 def _count_origins(rows: Iterable[tuple[str, Record]]) -> list[Record]:
-    """The mined files that samples come from, by path."""
+    """List the mined files that samples come from, sorted by path."""
     origins: dict[tuple[str, str], Record] = {}
     for split, row in rows:
         if "samples" in row:
@@ -130,7 +130,7 @@ def _count_origins(rows: Iterable[tuple[str, Record]]) -> list[Record]:
 
 
 def _describe_licences(origins: Sequence[Record]) -> Iterator[str]:
-    """Say for people which licences there are, and where each sample comes from."""
+    """Yield the text of `LICENCES_FILE`: the licences, with their numbers of files and samples."""
     files, samples = Counter[str](), Counter[str]()
     for origin in origins:
         licence = origin["licence"] or "unknown: the list of inputs has none"

@@ -12,9 +12,9 @@ from mimicbrush.errors import InputError
 from mimicbrush.mining.exports.formats.registry import FORMATS
 from mimicbrush.ranges import SEED_RANGE, check_options, number, word
 
-#: Most views of a pair, which are held in memory together.
+#: Largest number of views of a pair: they are held in memory together.
 MAX_VIEWS = 1000
-#: Sides of images are multiples of this: trainers crop the others.
+#: Sides of images are multiples of this: trainers crop other sizes.
 SIDE_STEP_PX = 16
 #: Default captions: for separate images, and for images side by side.
 DEFAULT_CAPTIONS = (
@@ -37,7 +37,7 @@ class ExportOptions:
         seed: seed of augmentations, masks and the order of the pairs. 0: the samples of `data.fixed_views`.
         jpeg_quality: quality of JPEG images; masks are always PNG. None: lossless PNG images.
         side_by_side: put the references to the left of target, source and mask, for trainers that use one condition
-            image. The mask is 0 there.
+            image. The mask is 0 on the references.
         caption: caption of the samples that have none in `captions`; "": no caption. None: see `DEFAULT_CAPTIONS`.
         captions: path of a mined file -> caption; None: all samples have `caption`.
     """
@@ -77,7 +77,7 @@ class ExportOptions:
     def find_caption(self, source_path: str) -> str:
         """Find the caption of a mined file; "" if there is none.
 
-        Of a photograph in a tar, the path of the tar counts where that of the photograph is not listed.
+        If a path is not listed, its nearest listed parent is used, such as the tar of a photograph.
         """
         path = source_path
         while self.captions and path:
@@ -97,6 +97,6 @@ class ExportOptions:
 
 
 def clean_caption(text: str) -> str:
-    """Make a caption one line of valid Unicode: for several trainers, a line is a caption of its own."""
+    """Turn a caption into one line of valid Unicode: several trainers read each line as a separate caption."""
     visible = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(visible.split())

@@ -1,13 +1,13 @@
-"""The folder of an export: parts with some pairs each, and a marker for each part, which is written last.
+"""The folder of an export: it has parts with some pairs each, and the marker of a part is written last.
 
-A folder holds
+A folder contains
 
-* ``train/`` and ``heldout/``: what the trainer reads;
-* ``LICENCES.txt``: which licences the mined files have;
+* ``train/`` and ``heldout/``: the files that the trainer reads;
+* ``LICENCES.txt``: the licences of the mined files;
 * ``records/export.json``: the settings that decide the content, written first;
-* ``records/markers/train-000000.json``: of a part: its samples, the pairs that were refused, and size and SHA-256 of
-  each file; a part that has one is done;
-* ``records/begun.json``: the files of a part whose marker is not there yet;
+* ``records/markers/train-000000.json``: the marker of a part: its samples, its refused pairs, and the size and SHA-256
+  of each file; a part with a marker is finished;
+* ``records/begun.json``: the files of a part that has no marker yet;
 * ``records/``: all samples, mined files and refused pairs as JSON lines, and ``summary.json``, written at the end.
 """
 
@@ -45,7 +45,7 @@ class ExportFolder:
     """The folder of an export, finished or not.
 
     Attributes:
-        path: of the folder.
+        path: path of the folder.
         settings: name -> value of everything that decides the content.
     """
 
@@ -54,21 +54,21 @@ class ExportFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash what decides the content: SHA-256, hex."""
+        """SHA-256 of the settings, hex."""
         return _hash_values(self.settings)
 
     def begin(self) -> None:
         """Write the settings, or check that an earlier run had the same, and remove its incomplete files.
 
         Raises:
-            InputError: the folder holds something else, or an export with other settings.
+            InputError: the folder contains other files, or an export with other settings.
             DataError: the settings of the earlier run cannot be read.
         """
         earlier = read_export_folder(self.path)
         if earlier is None:
-            # A run that was stopped before it wrote the settings has left the folder of the records.
+            # If an earlier run was stopped before it wrote the settings, only the folder of the records exists.
             if any(path.name[0] != "." and path.name != RECORDS for path in self.path.iterdir()):
-                raise InputError(f"--output {self.path} exists and has other files than an export; use another folder")
+                raise InputError(f"--output {self.path} has files that do not belong to an export; use another folder")
             (self.path / _MARKERS).mkdir(parents=True, exist_ok=True)
             write_json(self.path / _SETTINGS_FILE, {"format": _FORMAT, "settings": dict(self.settings)})
         elif differences := find_setting_differences(earlier.settings, json.loads(json.dumps(self.settings))):
@@ -83,7 +83,7 @@ class ExportFolder:
         self._remove_begun()
 
     def _remove_begun(self) -> None:
-        """Remove the files of a part that a stopped run has begun: a trainer would take them for whole samples."""
+        """Remove the files of an incomplete part: a trainer would use them as complete samples."""
         begun = self.path / _BEGUN_FILE
         try:
             values = parse_json(begun.read_bytes())
@@ -101,15 +101,15 @@ class ExportFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a run that was stopped has left half a part."""
+        """Whether a stopped run has left an incomplete part."""
         return (self.path / _BEGUN_FILE).exists()
 
     def marker_path(self, name: str) -> Path:
-        """Name the marker of a part."""
+        """Return the path of a part's marker."""
         return self.path / _MARKERS / f"{name}.json"
 
     def read_marker(self, name: str) -> dict[str, Any] | None:
-        """Read the marker of a part; None if there is none with these settings, or it was changed."""
+        """Read the marker of a part; None if it is missing, was changed, or has other settings."""
         try:
             marker = read_sealed(self.marker_path(name))
         except (OSError, ValueError):
@@ -121,7 +121,7 @@ class ExportFolder:
         return sorted(path.stem for path in (self.path / _MARKERS).glob("*-*.json"))
 
     def find_done(self, part: ExportPart) -> dict[str, Any] | None:
-        """Read the marker of a complete part, whose files all exist with the right length."""
+        """Read the marker of a part; None if the part is incomplete, or a file is missing or has another length."""
         marker = self.read_marker(part.name)
         if marker is None or len(marker["rows"]) != len(part.places):
             return None
@@ -132,7 +132,7 @@ class ExportFolder:
         return marker if is_whole else None
 
     def write_part(self, part: ExportPart, exported: Sequence[ExportedPair]) -> dict[str, Any]:
-        """Write the files of a part and then its marker, which is returned."""
+        """Write the files of a part and then its marker; return the marker."""
         files = join_files(part, exported, FORMATS[self.settings["format"]].in_tars)
         marker = self.marker_path(part.name)
         marker.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class ExportFolder:
 
 
 def write_sealed(path: Path, values: dict[str, Any]) -> None:
-    """Write a record as JSON, with a hash of its values, so that `read_sealed` finds any change."""
+    """Write a record as JSON, with a hash of its values, so that `read_sealed` detects any change."""
     write_json(path, {**values, "sha256": _hash_values(values)})
 
 
@@ -177,7 +177,7 @@ def read_export_folder(path: Path) -> ExportFolder | None:
     """Read the settings of an export; None if there is none.
 
     Raises:
-        DataError: what is there cannot be read, or is of another version.
+        DataError: the settings cannot be read, or have another version.
     """
 
     def build(values: Mapping[str, Any]) -> ExportFolder:
@@ -190,7 +190,7 @@ def read_export_folder(path: Path) -> ExportFolder | None:
 
 
 def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool) -> dict[str, bytes]:
-    """Join the files of a part: path in the export -> content; with `in_tars`, one tar with a fixed date."""
+    """Join the files of a part: path in the export -> content; with `in_tars`, into one tar with a fixed date."""
     files = {path: content for each in exported for path, content in each.files.items()}
     if not in_tars:
         return {f"{part.split}/{path}": content for path, content in files.items()}
@@ -206,7 +206,7 @@ def join_files(part: ExportPart, exported: Sequence[ExportedPair], in_tars: bool
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that gets its name when it is whole."""
+    """Write a file under a temporary name, and rename it when it is complete."""
     aside = _aside_of(path)
     try:
         with aside.open("wb") as file:
@@ -214,10 +214,10 @@ def _write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:  # of a full disk, Python names no file
+    except OSError as error:  # if the disk is full, Python does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _aside_of(path: Path) -> Path:
-    """The hidden name of a file that is not whole yet: always the same one, so that the next run finds it."""
+    """Return the hidden name of an incomplete file: always the same one, so that the next run finds it."""
     return path.with_name(f".{path.name}.tmp")

@@ -15,8 +15,8 @@ from mimicbrush.mining.exports.options import ExportOptions
 
 ExportSplit = Literal["train", "heldout"]
 SPLITS: tuple[ExportSplit, ...] = get_args(ExportSplit)
-#: A part has about so many pixels of targets, and at most so many samples, but at least a pair: it is held in memory
-#: until all of it is made.
+#: Approximate target pixels and largest number of samples of a part, which is held in memory until it is complete. It
+#: has at least one pair.
 _PIXELS_PER_PART, _MOST_PER_PART = 64 * 512**2, 256
 
 
@@ -25,9 +25,9 @@ class ExportPart:
     """Some pairs of a split, written together.
 
     Attributes:
-        split: its folder.
-        number: among the parts of the split.
-        places: of its pairs, in the order of the export.
+        split: its split, and the name of its folder.
+        number: its number among the parts of the split.
+        places: places of its pairs in the order of the export.
     """
 
     split: ExportSplit
@@ -46,9 +46,10 @@ class ExportPlan:
 
     Attributes:
         tables: split -> its pairs.
-        parts: in the order in which they are written: of any number of parts, each split has about its share.
-        num_pairs: of the mined folder.
-        num_outside_band: of these, videos whose SSIM lies outside of the band of the options.
+        parts: the parts in the order in which they are written. An incomplete export has about the same share of each
+            split.
+        num_pairs: number of pairs in the mined folder.
+        num_outside_band: number of video pairs whose SSIM is outside the range of the options.
         licences: hash of a mined file -> (licence, address) as the input list gave them.
     """
 
@@ -60,13 +61,13 @@ class ExportPlan:
 
 
 def choose_part_size(options: ExportOptions) -> int:
-    """Choose about how many samples are written together in one part (one tar)."""
+    """Choose the approximate number of samples in one part (one tar)."""
     height, width = options.canvas_px
     return max(1, min(_PIXELS_PER_PART // (height * width), _MOST_PER_PART))
 
 
 def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> ExportPlan:
-    """Plan an export: split the pairs as training does, without those outside of its SSIM range.
+    """Plan an export: split the pairs as training does, without videos outside the SSIM range.
 
     Raises:
         DataError: the folder is not mined, or no pair is left.
@@ -77,7 +78,7 @@ def plan_export(root: Path, options: ExportOptions, samples_per_part: int) -> Ex
     for split in SPLITS:
         table = split_pairs(pairs, split, data.heldout_ratio)
         ssim = table.column("ssim")
-        # As in training, a video whose SSIM is no number stays: where it is read, it is refused and counted.
+        # As in training, a video whose SSIM is NaN is kept here. It is refused and counted when it is read.
         is_outside = (table.column("kind") == "video") & ((ssim < data.min_ssim) | (ssim > data.max_ssim))
         tables[split] = table.where(~is_outside)
     count = sum(map(len, tables.values()))

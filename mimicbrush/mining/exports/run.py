@@ -44,19 +44,19 @@ def export_pairs(
 
     Args:
         root: the mined folder.
-        output: a new folder, or that of a run with the same options.
-        options: what decides the content.
-        max_bytes: the parts together have no more bytes than this; what is left out can be added by a later run.
-        workers: processes that draw and encode.
+        output: a new folder, or the output of a run with the same options.
+        options: the options, which decide the content.
+        max_bytes: largest size of all parts together; a later run can add the parts that were left out.
+        workers: number of processes that make and encode images.
         progress: whether to show a progress bar on stderr.
-        samples_per_part: about how many samples are written together in one part; None: by the size of the images.
+        samples_per_part: approximate number of samples in one part; None: depends on the size of the images.
 
     Returns:
         The counts, see `count_export`.
 
     Raises:
         InputError: the output cannot be used.
-        DataError: the folder is not mined, or a process was ended from outside.
+        DataError: the folder is not mined, or a worker process was killed.
     """
     check_output_folder(output, "--output")
     check_outside_mined_folder(output, f"--output {output}")
@@ -72,7 +72,7 @@ def export_pairs(
 
 
 def _describe_pairs(plan: ExportPlan) -> str:
-    """Their number, and a hash of what they are: their ids, images and licences."""
+    """Return the number of pairs, and a hash of their ids, images and licences."""
     digest = hashlib.sha256(repr(sorted(plan.licences.items())).encode("utf-8", "surrogatepass"))
     for table in plan.tables.values():
         digest.update(table.digest().encode())
@@ -84,10 +84,10 @@ def _describe_pairs(plan: ExportPlan) -> str:
 def _write_parts(
     folder: ExportFolder, plan: ExportPlan, exporter: PairExporter, max_bytes: int | None, workers: int, progress: bool
 ) -> list[str]:
-    """Write the parts that are not done, until the next one would be too much; return the names of those done."""
+    """Write missing parts until the next one would exceed `max_bytes`; return the names of all finished parts."""
     in_tars = FORMATS[exporter.options.format].in_tars
     found = {part.name: folder.find_done(part) for part in plan.parts}
-    # What could not be read then may be there now.
+    # Pairs that an earlier run could not read may be readable now.
     kept = {name: marker for name, marker in found.items() if marker and not _lacks_pairs(marker)}
     jobs = ((part.split, place) for part in plan.parts if part.name not in kept for place in part.places)
     results = _export_all(exporter, jobs, workers)
@@ -111,7 +111,7 @@ def _write_parts(
                 bar.update(len(part.places))
         finally:
             results.close()
-    # An earlier run, with more room, may have gone further.
+    # An earlier run with a larger limit may have written more parts.
     return [part.name for part in plan.parts if part.name in done or found[part.name]]
 
 
@@ -148,7 +148,7 @@ def _export_all(
 
 def _start_worker(exporter: PairExporter) -> None:
     global _exporter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all processes; the parent stops the workers
     cv2.setNumThreads(1)
     _exporter = exporter
 

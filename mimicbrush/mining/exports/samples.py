@@ -1,4 +1,4 @@
-"""A pair -> the files of its samples, which are made like the fixed views of training."""
+"""Makes the files of a pair's samples, like the fixed views of training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mimicbrush.mining.exports.options import ExportOptions
 from mimicbrush.mining.exports.plan import SPLITS, ExportSplit
 from mimicbrush.ops.counter_rng import mix, permute_position
 
-#: Reasons for which a pair is in the plan of an export, but not in its files.
+#: Reasons why a pair of the plan has no files.
 UNREADABLE_PAIR, NO_CAPTION = "unreadable", "no_caption"
-#: The views of another seed begin at the next multiple of this: at most so many can be `data.fixed_views`.
+#: The views of each seed begin at a multiple of this, which is also the largest value of `data.fixed_views`.
 _VIEWS_PER_SEED = 10**6
 #: Takes half the time of Pillow's default, 6, for files that are 2 % larger.
 _PNG_LEVEL = 4
@@ -39,7 +39,7 @@ class ExportedPair:
     """Result of exporting a pair.
 
     Attributes:
-        row: of its marker: the pair and its samples; or the reason why it has none.
+        row: its row in the marker: the pair and its samples, or the reason why it has none.
         files: path in the folder of the split -> content.
     """
 
@@ -53,7 +53,7 @@ class PairExporter:
 
     Attributes:
         tables, licences: as in `ExportPlan`.
-        options: of the export.
+        options: options of the export.
     """
 
     tables: Mapping[ExportSplit, PairTable]
@@ -72,7 +72,7 @@ class PairExporter:
     def export_pair(self, split: ExportSplit, place: int) -> ExportedPair:
         """Export the pair at a place in the order of the export, with all of its views or not at all.
 
-        The order is random, so that a part of an export is a sample of the whole.
+        The order is random, so that an incomplete export is a random sample of all pairs.
         """
         pairs = self.tables[split]
         number = permute_position(place, len(pairs), mix(self.options.seed, SPLITS.index(split)))
@@ -109,7 +109,7 @@ class PairExporter:
     def _draw_images(
         self, split: ExportSplit, number: int, pair: Pair, view: int
     ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
-        """Draw a view of a pair: target, source, references, mask; the hole is as `ops.canvas.blank_mask` fills it."""
+        """Make the images of a view: target, source, references, mask; the hole is black, as in training."""
         options = self.options
         view += options.seed * _VIEWS_PER_SEED
         views = make_fixed_view(self._transform, self._other_references, SPLITS.index(split), number, pair, view)

@@ -24,15 +24,15 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
     """Read every byte of an export again. Nothing is changed.
 
     Args:
-        path: of the export.
-        workers: threads that read.
+        path: folder of the export.
+        workers: number of threads that read.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        What is wrong, a sentence each, and the summary of the export.
+        The faults, one sentence each, and the summary of the export.
 
     Raises:
-        DataError: this is no export, or it was never finished.
+        DataError: the folder is not an export, or the export is not finished.
     """
     folder = read_export_folder(path)
     if folder is None:
@@ -70,9 +70,9 @@ def verify_export(path: Path, *, workers: int = 1, progress: bool = True) -> tup
 
 
 def _check_file(root: Path, name: str, digest: str) -> str:
-    """Say what is wrong with a file; "" for nothing."""
+    """Describe the fault of a file; "" if it has none."""
     try:
-        # What has its length counts as done.
+        # The export command keeps files of the right length, so this one must be deleted first.
         return (
             ""
             if hash_file(root / name) == digest
@@ -83,7 +83,7 @@ def _check_file(root: Path, name: str, digest: str) -> str:
 
 
 def _find_strangers(root: Path, expected: dict[str, str]) -> Iterator[str]:
-    """Find files that lie among the samples and are none."""
+    """Find files among the samples that do not belong to the export."""
     folders = {Path(name).parent for name in expected if Path(name).parts[0] in SPLITS}
     for folder in sorted(folders):
         for path in sorted((root / folder).iterdir()):

@@ -18,10 +18,10 @@ AUDIT_SCHEMA = pa.schema(
         ("source_path", pa.string()),
         ("reason", pa.string()),  # a key of refusals.REJECTED
         ("a_frame", pa.int64()),
-        ("b_frame", pa.int64()),  # -1 where one frame was refused by itself
-        ("ssim", pa.float32()),  # NaN where it was not computed
-        ("num_matches", pa.int32()),  # -1 where they were not looked for
-        ("picture", pa.binary()),  # JPEG of the one frame, or of both side by side
+        ("b_frame", pa.int64()),  # -1 if a single frame was refused
+        ("ssim", pa.float32()),  # NaN if it was not computed
+        ("num_matches", pa.int32()),  # -1 if the frames were not matched
+        ("picture", pa.binary()),  # JPEG of the single frame, or of both side by side
     ]
 )
 
@@ -31,9 +31,10 @@ class RefusedExample:
     """A pair, or a single frame, that was tried and refused.
 
     Attributes:
+        reason: a key of `refusals.REJECTED`.
         a_frame, b_frame: frame numbers; b is -1 for a single frame.
-        ssim: NaN where it was not computed.
-        num_matches: -1 where they were not looked for.
+        ssim: NaN if it was not computed.
+        num_matches: -1 if the frames were not matched.
         image: (h, w, 3) uint8 RGB thumbnail, both frames side by side.
     """
 
@@ -58,7 +59,7 @@ class RefusedExample:
 
 
 def make_thumbnail(image: np.ndarray) -> np.ndarray:
-    """Reduce (H, W, 3) uint8 until its long side is at most `THUMBNAIL_PX`."""
+    """Reduce an image, (H, W, 3) uint8, so that its long side is at most `THUMBNAIL_PX`."""
     scale = min(1.0, THUMBNAIL_PX / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""report.html: what was mined and what was refused, in one file that depends only on the folder."""
+"""Writes report.html: what was mined and what was refused, in one file that depends only on the folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mimicbrush.mining.summary import REPORT_NAME, SUMMARY_NAME, Summary, count_
 #: Number of clips for which the report estimates storage and time.
 MANY_CLIPS = 100_000
 _EXAMPLES, _LISTED = 3, 200
-#: Names and details come from outside, and may be of any length.
+#: Longest name or detail in characters: both come from the input files, and can have any length.
 _LONGEST_TEXT = 300
 _STEPS = {
     "decode": "decoding",
@@ -62,13 +62,13 @@ def write_mining_report(root: Path, *, input_root: Path | None = None) -> str | 
 
     Args:
         root: the mined folder.
-        input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
+        input_root: folder of the photographs that were not copied, if it was moved; None: the folder that was mined.
 
     Returns:
-        The warning at its head, see `statistics.warn_of_still_pairs`; None where there is none.
+        The warning at the top of the report, see `statistics.warn_of_still_pairs`; None if there is none.
 
     Raises:
-        DataError: no manifest there, or one that cannot be read.
+        DataError: there is no manifest, or it cannot be read.
     """
     html, warning = _render(root, input_root)
     text = html.encode()
@@ -84,7 +84,7 @@ def render_report(root: Path, *, input_root: Path | None = None) -> str:
 
 
 def _render(root: Path, input_root: Path | None) -> tuple[str, str | None]:
-    """Render the page, and say which warning is at its head."""
+    """Render the page; return it, and the warning at its top."""
     plan = read_plan(root / PLAN_NAME)
     pairs = read_manifest(root, input_root)
     rows = read_rows(root, ["status", "reason", "detail", "kind", "source_path", "licence", "decoder"])
@@ -142,7 +142,7 @@ def _render(root: Path, input_root: Path | None) -> tuple[str, str | None]:
 
 
 def _read_ignored(root: Path) -> dict[str, int]:
-    """Files of other types, which only the summary knows: they have no rows."""
+    """Read the numbers of ignored files by suffix from the summary, because the manifest has no rows for them."""
     try:
         counts = json.loads((root / SUMMARY_NAME).read_text(encoding="utf-8"))["ignored"]
         return {str(suffix): int(count) for suffix, count in counts.items()}
@@ -153,7 +153,7 @@ def _read_ignored(root: Path) -> dict[str, int]:
 
 
 def _measure_storage(root: Path, summary: Summary, rows: pa.Table, pairs: PairTable) -> dict[str, object]:
-    """Bytes on disk: of what, of one pair, and for `MANY_CLIPS` clips like these (None without clips)."""
+    """Measure bytes on disk: by folder, per pair, and for `MANY_CLIPS` clips like these (None without clips)."""
     disk = statistics.measure_disk_bytes(root)
     is_copy = (pairs.column("store") == "mined") & (pairs.column("kind") == "image")
     copied = int(pairs.column("a_length")[is_copy].sum() + pairs.column("annotation_length")[is_copy].sum())
@@ -176,7 +176,7 @@ def _count_decoders(rows: pa.Table) -> list[tuple[str, int]]:
 def _build_video_figures(
     videos: PairTable, masks: statistics.MaskStatistics, options: dict[str, float]
 ) -> list[Figure]:
-    """SSIM, matches, gaps, masks and motion of the video pairs; none without video pairs."""
+    """Build the plots of SSIM, matches, motion, masks and gaps of the video pairs; none without video pairs."""
     if not len(videos):
         return []
     sample = f"of {len(masks.hidden)} pairs" + (" (a fixed sample)" if len(masks.hidden) < len(videos) else "")
@@ -210,8 +210,8 @@ def _build_video_figures(
             (0, farthest),
             "{:.3f}",
             f"Median of the points of a pair, as a share of the diagonal, {sample}. At 0, nothing moved, and copying "
-            f"in place is enough; {still:.1%} of the pairs moved less than 1%. The last bar includes all that moved "
-            "more.",
+            f"in place is enough; {still:.1%} of the pairs moved less than 1%. The last bar includes all pairs that "
+            "moved more.",
         ),
         _build_figure(
             "Share of the image that is hidden",
@@ -225,7 +225,7 @@ def _build_video_figures(
             masks.matched,
             (0, 1),
             "{:.2f}",
-            f"The share of the hidden cells that the other frame is known to show, {sample}.",
+            f"The share of the hidden cells with a match, so that the other frame shows them, {sample}.",
         ),
         _build_figure(
             "Time between the frames",
@@ -258,7 +258,7 @@ def _build_figure(
 
 
 def _round_up(number: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ... and of their decimals: round numbers along an axis."""
+    """Round up to 1, 2 or 5 times a power of ten, for round numbers along an axis."""
     power = 10.0 ** np.floor(np.log10(number))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= number * (1 - 1e-9)))
 
@@ -289,12 +289,12 @@ def _list_reasons(rows: pa.Table) -> list[ReasonRow]:
 
 
 def _list_files(rows: pa.Table, limit: int) -> list[tuple[str, str, str]]:
-    """(path, reason, detail) of the first rows."""
+    """List (path, reason, detail) of the first `limit` rows."""
     return [(row["source_path"], row["reason"], row["detail"]) for row in rows.slice(0, limit).to_pylist()]
 
 
 def _list_steps(time: statistics.Throughput) -> list[tuple[str, str, float, float]]:
-    """(name, key, seconds, share) of each step that took any time."""
+    """List (name, key, seconds, share) of each step that took any time."""
     return [
         (name, step, time.seconds[step], time.seconds[step] / time.total_s)
         for step, name in _STEPS.items()
@@ -317,5 +317,5 @@ def _format_size(num_bytes: float) -> str:
 
 
 def _shorten(text: str) -> str:
-    """A text from outside, at most `_LONGEST_TEXT` characters of it."""
+    """Cut a text to at most `_LONGEST_TEXT` characters."""
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

@@ -17,7 +17,7 @@ class Histogram:
     """Counts of numbers in equal bins.
 
     Attributes:
-        counts: per bin; what lies outside is in the first or the last.
+        counts: counts per bin; values outside the edges are in the first or last bin.
         low, high: edges of the first and the last bin.
     """
 
@@ -51,10 +51,10 @@ def plot_histogram(
 
     Args:
         histogram: the counts.
-        alt: says the same in words.
-        unit: behind the numbers of the axis.
-        marks: at most four; each has its label on a line of its own where two would touch.
-        band: shaded from here to there.
+        alt: description of the plot in words.
+        unit: text after the numbers of the axis.
+        marks: at most three; labels that would overlap are in different rows.
+        band: range of values that is shaded.
     """
     span = (histogram.high - histogram.low) or 1.0
     plot_width, floor = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM
@@ -109,7 +109,7 @@ def _plot_axis(histogram: Histogram, unit: str, floor: float, left: float, width
 
 
 def _plot_marks(marks: Sequence[HistogramMark], places: Sequence[float], floor: float) -> list[tuple[Markup, Markup]]:
-    """Lines and their labels, on the upper or the lower of two rows."""
+    """Plot lines and their labels; each label is in one of three rows."""
     labels, ends = [], [-9.0, -9.0, -9.0]
     for mark, place in sorted(zip(marks, places, strict=True), key=lambda entry: entry[1]):
         width = 6.2 * len(mark.text)

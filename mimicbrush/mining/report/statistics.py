@@ -22,14 +22,14 @@ from mimicbrush.ops.masks import sift_grid_mask
 
 #: Number of pairs that are read one by one, for masks and motion.
 SAMPLED_PAIRS = 2000
-#: The grids of the paper's mask, each as often as the others.
+#: The grids of the paper's mask; each is used equally often.
 _GRIDS = range(3, 11)
 _CANVAS_PX = 256
 _PERCENTILES = (5, 25, 50, 75, 95)
-#: A pair hardly moves if this percentile of its points' motion is below this share of the diagonal. A median would not
-#: do: where a thing moves in front of a still background, most points are of the background.
+#: A pair hardly moves if this percentile of its points' motion is below this share of the diagonal. A median would be
+#: too low for things that move in front of a still background, because most points are on the background.
 _STILL_SHARE, _STILL_PERCENTILE = 0.01, 90
-#: Bands that training might narrow to.
+#: Narrower bands that training could use.
 _BANDS = ((0.0, 1.0), (0.1, 0.95), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9), (0.4, 0.8), (0.5, 0.8), (0.6, 0.9))
 
 
@@ -50,7 +50,7 @@ class MaskStatistics:
         hidden: share of the image that the mask hides.
         matched: share of the hidden cells of the image that hold a match.
         motion: how far the matched points moved, median over a pair's points, over the diagonal of the image.
-        most_motion: the same, `_STILL_PERCENTILE` in place of the median.
+        most_motion: the same, with `_STILL_PERCENTILE` instead of the median.
     """
 
     hidden: np.ndarray
@@ -64,9 +64,9 @@ class Throughput:
     """Time that mining took, summed over all shards and processes.
 
     Attributes:
-        videos: that were planned in the shards that say so.
-        frames: decoded.
-        video_bytes: of these videos.
+        videos: number of videos in the shards with a readable timing file.
+        frames: number of decoded frames.
+        video_bytes: size of these videos.
         seconds: step -> seconds.
     """
 
@@ -96,9 +96,9 @@ def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     """Choose at most `count` rows: the lowest key of each group, then the second lowest of each, and so on.
 
     Args:
-        groups: (N,) of what; rows of one group are alike.
-        keys: (N,) of `hash_rows`.
-        count: how many.
+        groups: (N,) group of each row.
+        keys: (N,) key of each row, see `hash_rows`.
+        count: largest number of rows.
     """
     if len(groups) == 0:
         return np.zeros(0, np.int64)
@@ -111,7 +111,7 @@ def spread_rows(groups: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def find_percentiles(values: np.ndarray) -> dict[int, float]:
-    """Compute percentile -> value of (N,) numbers; empty where there are none."""
+    """Compute percentile -> value of (N,) numbers; empty if there are none."""
     if not len(values):
         return {}
     return dict(zip(_PERCENTILES, np.percentile(values.astype(np.float64), _PERCENTILES).tolist(), strict=True))
@@ -155,7 +155,7 @@ def find_image_box(size_px: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def measure_mask_shares(pair: Pair) -> tuple[float, float]:
-    """Measure the share of the image that is hidden, and of the hidden cells that hold a match (or 0)."""
+    """Measure the hidden share of the image, and the share of its hidden cells with a match (0 if none is hidden)."""
     mask, n = build_grid_mask(pair)
     rows, columns = find_image_box(pair.size_px)
     height, width = pair.size_px
@@ -172,7 +172,7 @@ def measure_mask_shares(pair: Pair) -> tuple[float, float]:
 
 
 def measure_motion(pair: Pair, percentile: float = 50) -> float:
-    """Measure how far matched points moved: a percentile of them over the diagonal of the image; 0 without points."""
+    """Measure how far matched points moved: a percentile, divided by the diagonal of the image; 0 without points."""
     if not len(pair.a_points):
         return 0.0
     distances = np.linalg.norm(pair.b_points.astype(np.float64) - pair.a_points, axis=1)
@@ -180,10 +180,10 @@ def measure_motion(pair: Pair, percentile: float = 50) -> float:
 
 
 def warn_of_still_pairs(masks: MaskStatistics) -> str | None:
-    """Warn if most video pairs hardly move: from them, a model learns to copy in place.
+    """Warn if most video pairs hardly move, because a model learns from them to copy in place.
 
     Args:
-        masks: of a sample of them.
+        masks: statistics of a sample of these pairs.
 
     Returns:
         What was found and what to do, or None.
@@ -193,7 +193,7 @@ def warn_of_still_pairs(masks: MaskStatistics) -> str | None:
         return None
     return (
         f"{is_still.mean():.0%} of the video pairs hardly move: 90% of their matched points move less than "
-        f"{_STILL_SHARE:.0%} of the diagonal. From such pairs, a model learns to copy in place. Mine videos with more "
+        f"{_STILL_SHARE:.0%} of the diagonal. A model learns from such pairs to copy in place. Mine videos with more "
         "motion, or use frames that are farther apart: increase min_gap_s, or decrease max_ssim."
     )
 
@@ -216,7 +216,7 @@ def measure_disk_bytes(root: Path) -> dict[str, int]:
 
 
 def read_throughput(root: Path, plan: Plan | None) -> Throughput:
-    """Sum timing/*.json; a file that cannot be read counts as absent."""
+    """Sum the times in timing/*.json; files that cannot be read are ignored."""
     seconds: dict[str, float] = defaultdict(float)
     videos = frames = video_bytes = 0
     for number, items in enumerate(plan.shards if plan is not None else []):

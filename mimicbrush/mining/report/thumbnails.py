@@ -24,7 +24,7 @@ _PANEL_HEIGHT_PX, _PANEL_WIDTH_PX, _PHOTOGRAPH_PX = 200, 640, 420
 _JPEG_QUALITY = 78
 _MASK_COLOUR = (236, 64, 122)
 _MAX_SEGMENTS = 12
-#: A thumbnail of the audit has at most some 20 KB; what is larger was not written by the miner.
+#: The miner's thumbnails have at most about 20 KB; much larger ones are not from the miner.
 _MAX_THUMBNAIL_BYTES = 40_000
 
 
@@ -35,7 +35,7 @@ class EmbeddedImage:
     Attributes:
         uri: "data:image/jpeg;base64,...".
         width_px, height_px: of the image.
-        alt: what is to be seen, for those who do not see it.
+        alt: description of the image for people who do not see it.
     """
 
     uri: str
@@ -49,8 +49,8 @@ class CaptionedImages:
     """Images side by side, with their caption.
 
     Attributes:
-        images: side by side; none where they could not be read, and `note` says why.
-        title, note: the two lines below.
+        images: from left to right; none if they could not be read, and `note` then says why.
+        title, note: the two lines below the images.
         tag: a word on a badge; "" for none.
     """
 
@@ -150,7 +150,7 @@ def _read_audit_words(part: Path) -> pa.Table | None:
         return pq.read_table(
             pa.OSFile(os.fsencode(part)), columns=["source_path", "reason", "a_frame", "b_frame", "ssim", "num_matches"]
         )
-    except (pa.ArrowException, OSError):  # no images, then; `pairs.py verify` says what is wrong with it
+    except (pa.ArrowException, OSError):  # `mimicbrush pairs verify` reports what is wrong with the file
         return None
 
 
@@ -165,7 +165,7 @@ def _read_audit_image(part: Path, row: int) -> bytes:
 def _caption_refused(values: dict[str, object], data: bytes) -> CaptionedImages:
     is_single = values["b_frame"] == -1
     facts = [f"frame {values['a_frame']}" if is_single else f"frames {values['a_frame']} and {values['b_frame']}"]
-    if values["ssim"] == values["ssim"]:  # else NaN: not computed
+    if values["ssim"] == values["ssim"]:  # NaN if it was not computed
         facts.append(f"SSIM {values['ssim']:.2f}")
     if values["num_matches"] != -1:
         facts.append(f"{values['num_matches']} matches")

@@ -32,10 +32,10 @@ class FolderCheckResult:
     """Result of verifying a mined folder: what was read, and all faults.
 
     Attributes:
-        shards: with a marker.
-        pairs, images: that were read.
-        bytes_read: of them, and of the shards' files.
-        faults: in the order of the shards, then of the whole folder.
+        shards: number of shards with a marker.
+        pairs, images: numbers of pairs and images that were read.
+        bytes_read: bytes of the shards' files, and of images outside them.
+        faults: faults of the plan, then of the shards in order, then of the whole folder.
     """
 
     shards: int = 0
@@ -52,13 +52,13 @@ def verify_folder(
 
     Args:
         root: the mined folder.
-        input_root: where the photographs in place lie, if they have moved since; None: where they were mined.
-        workers: processes that read shards.
+        input_root: folder of the photographs that were not copied, if it was moved; None: the folder that was mined.
+        workers: number of processes that read shards.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        InputError: this is no mined folder.
-        DataError: a worker process was ended from outside.
+        InputError: this is not a mined folder, or `workers` is below 1.
+        DataError: a worker process was killed.
     """
     if not root.is_dir() or not any((root / name).is_dir() for name in ("manifest", "markers")):
         raise InputError(
@@ -146,7 +146,7 @@ def _run_checks(checks: list[ShardCheck], workers: int) -> Iterator[tuple[int, S
 
 
 def _find_stray_files(root: Path, finished: list[int]) -> Iterator[ShardFault]:
-    """Files that belong to no finished shard."""
+    """Find files that do not belong to a finished shard."""
     expected = {path for number in finished for path in vars(ShardPaths.for_shard(root, number)).values()}
     expected |= {root / name for name in (PLAN_NAME, INDEX_NAME, SUMMARY_NAME, REPORT_NAME)}
     expected |= {root / name for name in _FOLDERS}
@@ -187,7 +187,7 @@ def _find_unfinished(root: Path, plan: Plan | None, finished: list[int]) -> Iter
 
 
 def _check_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[ShardFault]:
-    """What no shard can know: ids, sums, the index, the summary."""
+    """Check what concerns all shards together: unique ids, the summary and the index."""
     try:
         rows = read_rows(root, ["pair_id", "status"])
         counts = pc.value_counts(rows.filter(pc.equal(rows["status"], "pair"))["pair_id"])
@@ -197,7 +197,7 @@ def _check_folder(root: Path, plan: Plan | None, faulty: bool) -> Iterator[Shard
         yield from _check_summary(root, plan)
         fault = find_index_fault(root)
     except DataError as error:
-        if not faulty:  # else the shard that it is about has been named
+        if not faulty:  # otherwise, the damaged shard is already reported
             yield ShardFault("manifest/", "", str(error), "readable parts", _MINE_AGAIN)
         return
     if fault:
@@ -217,7 +217,7 @@ def _check_summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
         summarise_manifest(root, ignored, plan.options if plan is not None else summary.get("options", {}))
     )
     for key, value in expected.items():
-        if summary.get(key, type(value)()) != value:  # an earlier version did not write what is empty
+        if summary.get(key, type(value)()) != value:  # earlier versions did not write empty values
             yield ShardFault(SUMMARY_NAME, "", f"{key}: {summary.get(key)}", f"{value}, as in manifest/", _MINE_AGAIN)
     if expected["inputs"] != expected["accepted"] + expected["rejected"] + expected["quarantined"]:
         sums = " + ".join(f"{expected[key]} {key}" for key in ("accepted", "rejected", "quarantined"))

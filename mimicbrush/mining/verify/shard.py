@@ -35,9 +35,9 @@ class ShardFault:
     """A fault in a mined folder.
 
     Attributes:
-        file: where, relative to the mined folder (or to the input, for photographs in place).
-        pair_id: whose; "" for the file as a whole.
-        actual, expected: what is there, and what should be.
+        file: path relative to the mined folder (or to the input folder, for photographs that were not copied).
+        pair_id: id of the pair; "" for the file as a whole.
+        actual, expected: what was found, and what was expected.
         remedy: what to do.
     """
 
@@ -50,7 +50,7 @@ class ShardFault:
     def __str__(self) -> str:
         where = f"{self.file}, pair {self.pair_id}" if self.pair_id else self.file
         line = f"{where}: {self.actual}; expected {self.expected}. {self.remedy}"
-        # Names come from outside: a terminal must not obey them, nor one fault look like two.
+        # Names come from the input: control characters must not reach the terminal, and a fault must stay on one line.
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
@@ -60,10 +60,10 @@ class ShardCheck:
 
     Attributes:
         root: the mined folder.
-        input_root: the folder that was mined, if it is there.
-        number: of the shard.
-        items: its planned inputs; None: the plan does not say.
-        fingerprint: that its marker should have; None: the plan does not say.
+        input_root: the folder that was mined; None if it does not exist.
+        number: number of the shard.
+        items: its planned inputs; None if the shard is not in the plan.
+        fingerprint: expected fingerprint in its marker; None if the shard is not in the plan.
     """
 
     root: Path
@@ -94,7 +94,7 @@ class _ShardReading:
         self.paths = ShardPaths.for_shard(check.root, check.number)
         self.result = ShardCheckResult([])
         self.members: dict[Path, dict[int, tuple[str, int]]] = {}  # of each tar, see `_read_tar_members`
-        self.damaged: set[Path] = set()  # by their hashes: Arrow is not given these to read
+        self.damaged: set[Path] = set()  # files with a wrong hash, which Arrow must not read
         self.remedy = f"Delete {self._name(self.paths.marker)} and run the mining command again"
 
     def _name(self, path: Path) -> str:
@@ -104,7 +104,7 @@ class _ShardReading:
         self.result.faults.append(ShardFault(file, pair_id, actual, expected, remedy or self.remedy))
 
     def _choose_remedy(self, values: dict[str, Any]) -> str:
-        """What to do about an image; "" for mining its shard again."""
+        """Return what to do about an image; "": mine its shard again."""
         return (
             ""
             if values["store"] == "mined"
@@ -112,7 +112,7 @@ class _ShardReading:
         )
 
     def read(self) -> ShardCheckResult:
-        """Everything that is wrong, from the marker inwards."""
+        """Check the marker, the files of the shard, and then each row."""
         marker = self._check_marker()
         rows = self._read_rows(marker)
         self._check_audit()
@@ -185,7 +185,7 @@ class _ShardReading:
         try:
             table = pq.read_table(pa.OSFile(os.fsencode(path)))
             table.validate(full=True)
-        except FileNotFoundError:  # said above
+        except FileNotFoundError:  # `_check_marker` has reported it
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
             self._add_fault(self._name(path), f"cannot be read ({error})", "an intact Parquet file")
@@ -210,13 +210,13 @@ class _ShardReading:
     def _check_timing(self) -> None:
         try:
             json.loads(self.paths.timing.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # it is no part of the shard
+        except FileNotFoundError:  # a shard is complete without it
             return
         except (OSError, ValueError) as error:
             self._add_fault(self._name(self.paths.timing), f"cannot be read ({error})", "JSON", remedy="Delete it")
 
     def _check_inputs(self, rows: list[dict[str, Any]]) -> None:
-        """Every planned input has its rows, every row its input, and all rows of a file one status."""
+        """Check that inputs have rows, that rows have planned inputs, and that all rows of a file have one status."""
         name = self._name(self.paths.part)
         statuses: dict[str, set[str]] = {}
         for values in rows:
@@ -252,7 +252,7 @@ class _ShardReading:
         if path not in self.members:
             self.members[path] = {}
             try:
-                if path.exists():  # else it is said of the marker, or of the pair
+                if path.exists():  # a missing file is reported for the marker or for the pair
                     self.members[path] = _read_tar_members(path)
             except (tarfile.TarError, OSError, ValueError) as error:
                 self._add_fault(name, f"cannot be read ({error})", "an intact tar")
@@ -324,18 +324,18 @@ class _ShardReading:
         used_offsets: set[int],
         suffix: str,
     ) -> bytes | None:
-        """What lies at a span, if the file's own headers agree; else None, and the fault is kept.
+        """Read the bytes at a span, and compare it with the tar's headers; None if they cannot be read.
 
         Args:
-            values: of the row.
-            file, span: where its bytes are said to lie.
-            members: of the shard's own tar.
-            used_offsets: gets the offsets that rows name.
-            suffix: of the member in the shard's tar; "" for files in place.
+            values: values of the row.
+            file, span: the file and the span that the row states.
+            members: members of the shard's own tar.
+            used_offsets: set to which the offset is added.
+            suffix: suffix of the member in the shard's tar; "" for photographs that were not copied.
         """
         pair_id = values["pair_id"]
         root = self.check.root if suffix else self.check.input_root
-        if root is None:  # said once for the whole folder
+        if root is None:  # reported once for the whole folder
             return None
         own = self._name(self.paths.tar)
         path = root / file
@@ -355,7 +355,7 @@ class _ShardReading:
             size = path.stat().st_size
             fits = span[0] >= 0 and span[1] > 0 and sum(span) <= size
             is_alone = not suffix and not file.endswith(".tar")
-            if not fits or (is_alone and sum(span) != size):  # a file that has grown has changed, too
+            if not fits or (is_alone and sum(span) != size):  # a longer file has also changed
                 self._add_fault(file, f"{size} bytes", f"{span[1]} bytes at {span[0]}", pair_id, remedy)
                 return None
             with path.open("rb") as stream:
@@ -376,7 +376,7 @@ class _ShardReading:
         if actual != values[f"{side}_sha256"]:
             expected = f"{values[f'{side}_sha256']}, as the manifest says"
             self._add_fault(values["file"], f"image {side} has SHA-256 {actual}", expected, values["pair_id"], remedy)
-            return  # do not decode it, whatever it is
+            return  # do not decode unknown data
         try:
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                 size = image.size
@@ -397,7 +397,7 @@ class _ShardReading:
 
 
 def _find_segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[str, str]]:
-    """(actual, expected) of each segment that is not the one that was mined."""
+    """Yield (actual, expected) for each segment that differs from the mined one."""
     height, width = values["height_px"], values["width_px"]
     if len(values["segments"]) != len(values["segment_ratios"]) or not values["segments"]:
         yield (
@@ -424,6 +424,6 @@ def _find_segment_faults(values: dict[str, Any], data: bytes) -> Iterator[tuple[
 
 
 def _read_tar_members(path: Path) -> dict[int, tuple[str, int]]:
-    """Offset of the first byte -> (name, size) of the files of a tar, by its own headers."""
+    """Read the headers of a tar: offset of a file's first byte -> (name, size)."""
     with tarfile.open(path, mode="r:") as tar:
         return {info.offset_data: (info.name, info.size) for info in tar if info.isreg()}

@@ -1,8 +1,8 @@
 """For ai-toolkit: a folder of targets with captions, and a folder for each control image.
 
 ostris/ai-toolkit, config/examples/train_lora_qwen_image_edit_2509_32gb.yaml: `folder_path`, `control_path` (a list of
-up to three folders in which files are called as the target is), `caption_ext`. toolkit/config_modules.py
-(`DatasetConfig`): `mask_path` weighs the loss, and white weighs more than black. toolkit/dataloader_mixins.py
+up to three folders whose files have the names of the targets), `caption_ext`. toolkit/config_modules.py
+(`DatasetConfig`): `mask_path` is a weight of the loss, larger for white than for black. toolkit/dataloader_mixins.py
 (`ControlFileItemDTOMixin`) finds a control image by the name of the target without its suffix.
 """
 

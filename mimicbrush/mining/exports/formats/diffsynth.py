@@ -3,8 +3,8 @@
 modelscope/DiffSynth-Studio, examples/flux2/model_training/lora/FLUX.2-klein-base-4B.sh ("Edit") and
 examples/qwen_image/model_training/lora/Qwen-Image-Edit-2509.sh: `--dataset_base_path`, `--dataset_metadata_path`,
 `--data_file_keys "image,edit_image"`, `--extra_inputs "edit_image"`. diffsynth/core/data/unified_dataset.py reads the
-metadata: in .json a cell may be a list of paths, in .csv it may not (and pandas would make a number of a caption such
-as "1", and nothing of "NA"). Paths are relative to the base path.
+metadata. In .json, a cell can be a list of paths. In .csv, it cannot, and pandas would read the caption "1" as a number
+and "NA" as a missing value. Paths are relative to the base path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lay_out_for_diffsynth(sample: TrainingSample) -> tuple[dict[str, FileContent
 
 
 def list_for_diffsynth(split: SplitList) -> Iterator[tuple[str, Iterator[str]]]:
-    """Write metadata.json, one sample on a line."""
+    """Write metadata.json, one sample per line."""
 
     def pieces() -> Iterator[str]:
         before = "[\n"

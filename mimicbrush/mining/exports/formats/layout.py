@@ -1,4 +1,4 @@
-"""What a format is: the files of a sample, and the lists that its trainer reads."""
+"""Defines a format: the files of a sample, and the lists that its trainer reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-#: What a file holds: an image, (H, W, 3) or (H, W) uint8, stored as its suffix says; or text.
+#: Content of a file: text, or an image, (H, W, 3) or (H, W) uint8, whose file type is that of the suffix.
 FileContent = np.ndarray | str
 #: One sample in the list of a trainer.
 Record = dict[str, Any]
@@ -18,17 +18,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A sample as a trainer gets it; S is the side of the canvas, W is S, or S for each image side by side.
+    """A sample as a trainer gets it; S is the side of the canvas, and W is S times the number of images side by side.
 
     Attributes:
-        name: of its files, without suffix: digits and a dash, so that no trainer takes a part of it for something.
-        target: (S, W, 3) uint8, what is to be painted.
-        source: (S, W, 3) uint8, the same with its hole, which is black.
+        name: name of its files, without suffix: only digits and a dash, so that no trainer interprets a part of it.
+        target: (S, W, 3) uint8, the image to be painted.
+        source: (S, W, 3) uint8, the target with a black hole.
         references: one or more of (S, S, 3) uint8.
         mask: (S, W) uint8, 255 = repaint, 0 = keep.
         caption: one line.
-        facts: where it comes from, for formats that store more than a caption.
-        suffix: of its images, ".png" or ".jpg"; masks are always ".png".
+        facts: its pair, file and licence, for formats that store more than a caption.
+        suffix: suffix of its images, ".png" or ".jpg"; masks are always ".png".
     """
 
     name: str
@@ -46,8 +46,8 @@ class SplitList:
     """The samples of one split, for the list of a trainer.
 
     Attributes:
-        folder: of the split; absolute.
-        records: what the format has kept of each sample, in order; may be walked through several times.
+        folder: absolute path of the split's folder.
+        records: the records of the samples, in order; they can be iterated several times.
         size_px: (height, width) of the targets.
     """
 
@@ -64,7 +64,7 @@ class ExportFormat:
         lay_out: sample -> (path in the folder of the split -> content, its record in the list).
         write_lists: the samples of a split -> (path in that folder, pieces of its text) of each list; None: the
             trainer finds the files by itself.
-        in_tars: the files of some pairs are in one tar, instead of separate files.
+        in_tars: whether each part is one tar instead of separate files.
     """
 
     lay_out: Callable[[TrainingSample], tuple[dict[str, FileContent], Record]]
@@ -78,5 +78,5 @@ def number_names(stem: str, count: int) -> list[str]:
 
 
 def write_json_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Write a record on each line, in ASCII, so that it does not depend on a locale."""
+    """Yield one line of JSON for each record, in ASCII, so that the locale has no effect."""
     return (json.dumps(record) + "\n" for record in records)

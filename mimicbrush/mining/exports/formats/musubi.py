@@ -2,8 +2,8 @@
 
 kohya-ss/musubi-tuner, docs/dataset_config.md (image dataset with metadata JSONL, and with control images):
 `image_path`, `caption`, `control_path_0`, `control_path_1` and so on; `image_jsonl_file` and `cache_directory` in the
-TOML. The paths are absolute: src/musubi_tuner/dataset/datasources.py opens those of images from the working directory.
-An export that was moved gets its new paths when the same command is given again.
+TOML. The paths are absolute, because src/musubi_tuner/dataset/datasources.py opens images relative to the working
+directory. After an export was moved, run the same command again to update its paths.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATHS = ("image_path", "control_path_")
 
 
 def lay_out_for_musubi(sample: TrainingSample) -> tuple[dict[str, FileContent], Record]:
-    """Lay out a sample with control 0 (the source with its hole) and controls 1 and on (references)."""
+    """Lay out a sample with control 0 (the source with its hole) and the next controls (references)."""
     target = f"target/{sample.name}{sample.suffix}"
     conditions = (sample.source, *sample.references)
     controls = [f"control_{number}/{sample.name}{sample.suffix}" for number in range(len(conditions))]
@@ -49,7 +49,7 @@ def list_for_musubi(split: SplitList) -> Iterator[tuple[str, Iterator[str]]]:
         "batch_size = 1",
         "",
         "[[datasets]]",
-        # A JSON string of characters that can be printed is a TOML string, too.
+        # A JSON string of printable characters is also a TOML string.
         f"image_jsonl_file = {json.dumps(str(split.folder / _METADATA), ensure_ascii=False)}",
         f"cache_directory = {json.dumps(str(split.folder / 'cache'), ensure_ascii=False)}",
     ]

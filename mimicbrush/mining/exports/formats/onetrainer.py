@@ -1,10 +1,10 @@
 """For OneTrainer: a concept folder with mask and condition image next to the target.
 
-Nerogar/OneTrainer, modules/dataLoader/mixin/DataLoaderText2ImageMixin.py: NAME-masklabel.png is read with masked
-training, NAME-condlabel.png with a custom conditioning image, both always as PNG; each line of NAME.txt is a caption of
-which one is chosen. Pull requests 812 (FLUX Fill) and 1301 (FLUX.2): one condition image, of the size of the target,
-cropped and flipped together with it. So it is the source with its hole; an export with both images side by side has
-the reference in it. References by themselves lie in a folder that is no part of the concept.
+Nerogar/OneTrainer, modules/dataLoader/mixin/DataLoaderText2ImageMixin.py: NAME-masklabel.png is read for masked
+training, NAME-condlabel.png as a custom conditioning image, both always as PNG. Each line of NAME.txt is a caption, and
+one of them is chosen. Pull requests 812 (FLUX Fill) and 1301 (FLUX.2): there is one condition image, with the size of
+the target. It is cropped and flipped like the target. So the condition image is the source with its hole; with images
+side by side, it also contains the reference. Separate references are in a folder outside the concept.
 """
 
 from __future__ import annotations

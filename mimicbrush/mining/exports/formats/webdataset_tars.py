@@ -1,7 +1,7 @@
 """For WebDataset: tars in which the files of a sample follow each other and share their name up to the first dot.
 
-webdataset/webdataset, src/webdataset/tariterators.py (`base_plus_ext`, `group_by_keys`): what follows the first dot is
-the key, so NAME.target.png is "target.png", decoded by its last part.
+webdataset/webdataset, src/webdataset/tariterators.py (`base_plus_ext`, `group_by_keys`): the text after the first dot
+is the key, so NAME.target.png has the key "target.png". Its last part decides how the file is decoded.
 """
 
 from __future__ import annotations
