@@ -1,8 +1,8 @@
 """Queries of target tokens and keys of reference tokens, taken from the attention of FLUX.2 klein.
 
-The stock processors of diffusers compute the attention, always. Ours catch what the norms of queries and keys put out
-on the way, and rotate it as the stock processors do. So the numbers of the transformer stay the same to the bit,
-whether something is handed out or not.
+The attention itself is always computed by the processors of diffusers. Our subclasses catch the outputs of the norms of
+queries and keys, and rotate them as diffusers does. So the results of the transformer are the same to the bit, with and
+without a tap.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from mimicbrush.models.flux2_klein.sequence import TokenLayout
 if TYPE_CHECKING:
     from mimicbrush.types import KeysValues
 
-#: What the transformer passes on to its processors (``joint_attention_kwargs``) under this name is a `AttentionTap`.
+#: Key of the `AttentionTap` in ``joint_attention_kwargs``, which the transformer passes to its processors.
 TAP = "tap"
 
 
 class AttentionTap:
     """Receiver of the queries of target tokens and the keys of reference tokens, layer by layer.
 
-    No dataclass: FSDP copies those on their way through a network, and what is written into a copy is lost.
+    It is not a dataclass: FSDP copies dataclasses that pass through a network, and data written into a copy is lost.
 
     Args:
-        layout: of the sequence.
-        paths: module paths of the layers that are asked for; None: all layers.
-        keys: the tokens whose keys are asked for, as a slice over the whole sequence; None: those of all references.
+        layout: positions of the tokens in the sequence.
+        paths: module paths of the requested layers; None: all layers.
+        keys: slice of the sequence whose keys are requested; None: the tokens of all references.
     """
 
     def __init__(self, layout: TokenLayout, paths: Collection[str] | None = None, keys: slice | None = None) -> None:
         self.layout, self.paths = layout, paths
         self.keys = layout.references if keys is None else keys
-        #: path -> queries (B, N, heads, d) and keys (B, M, heads, d), with their rotation; the default of `add`.
+        #: path -> rotated queries (B, N, heads, d) and keys (B, M, heads, d), stored by `add`.
         self.queries_and_keys: dict[str, KeysValues] = {}
 
     def add(self, path: str, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Take one layer; a recorder that sums up instead of keeping overrides this.
+        """Store the queries and keys of one layer; recorders can override this to process them instead.
 
-        A layer comes a second time where its activations are computed again for the backward pass.
+        It is called again for a layer whose activations are computed again in the backward pass.
 
         Args:
-            path: of the layer's module, such as ``transformer_blocks.0.attn``.
-            query: (B, N, heads, d), of the target tokens; score of a pair of tokens is q k / sqrt(d).
+            path: path of the layer's module, such as ``transformer_blocks.0.attn``.
+            query: (B, N, heads, d), of the target tokens; the score of a pair of tokens is q k / sqrt(d).
             key: (B, M, heads, d), of the tokens `keys`.
         """
         self.queries_and_keys.setdefault(path, (query, key))
 
     def wants(self, path: str) -> bool:
-        """Tell whether a layer is asked for."""
+        """Return whether a layer is requested."""
         return self.paths is None or path in self.paths
 
     def take(self, path: str, query: torch.Tensor, key: torch.Tensor, rotation: tuple[torch.Tensor, ...]) -> None:
         """Choose the rows of a layer, rotate them by their positions, and add them.
 
         Args:
-            path: of the layer.
+            path: path of the layer's module.
             query, key: (B, S, heads, d), of the whole sequence, normalised and not yet rotated.
             rotation: cosines and sines, (S, d) each.
         """
@@ -78,7 +78,7 @@ class TappedDoubleProcessor(Flux2AttnProcessor):
     """Attention of a block with a stream for the text and one for the images; see `AttentionTap`.
 
     Args:
-        path: of its attention module.
+        path: path of its attention module.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,7 +94,7 @@ class TappedDoubleProcessor(Flux2AttnProcessor):
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         tap: AttentionTap | None = None,
     ) -> Any:
-        """Compute what the stock processor computes, and fill the tap, if there is one."""
+        """Compute the attention with diffusers' processor, and fill the tap, if there is one."""
         inputs = (attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if tap is None or not tap.wants(self.path):
             return super().__call__(*inputs)
@@ -110,7 +110,7 @@ class TappedSingleProcessor(Flux2ParallelSelfAttnProcessor):
     """Attention of a block with one stream for everything; see `AttentionTap`.
 
     Args:
-        path: of its attention module.
+        path: path of its attention module.
     """
 
     def __init__(self, path: str) -> None:
@@ -125,7 +125,7 @@ class TappedSingleProcessor(Flux2ParallelSelfAttnProcessor):
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         tap: AttentionTap | None = None,
     ) -> Any:
-        """Compute what the stock processor computes, and fill the tap, if there is one."""
+        """Compute the attention with diffusers' processor, and fill the tap, if there is one."""
         inputs = (attn, hidden_states, attention_mask, image_rotary_emb)
         if tap is None or not tap.wants(self.path):
             return super().__call__(*inputs)
@@ -160,7 +160,7 @@ def klein_attention_paths(transformer: Flux2Transformer2DModel) -> list[str]:
 
 @contextmanager
 def _catch_outputs(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Give a list that holds the output of each module, in this order, once all of them have run."""
+    """Yield a list that contains the output of each module, in this order, after all of them have run."""
     outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
 
     def catch(number: int) -> Any:

@@ -1,8 +1,9 @@
 """A LoRA of FLUX.2 klein under the names that ComfyUI reads.
 
-ComfyUI holds FLUX.2 as Black Forest Labs published it, and takes a LoRA of ``NAME`` as ``diffusion_model.NAME.lora_A``
-and ``lora_B`` (model_lora_keys_unet in its comfy/lora.py). There queries, keys and values are one layer. So their three
-pairs become one: A's one below the other, B's along a diagonal. The scale, alpha / rank, goes into B.
+ComfyUI uses FLUX.2 as Black Forest Labs published it. It reads a LoRA of the layer ``NAME`` as
+``diffusion_model.NAME.lora_A`` and ``lora_B`` (model_lora_keys_unet in its comfy/lora.py). Queries, keys and values are
+one layer there. So their three pairs become one: the A matrices are stacked, and the B matrices are on a block
+diagonal. B is multiplied by the scale, alpha / rank.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.text import make_storable, parse_json
 from mimicbrush.models.pretrained.files import DamagedFileError, read_head
 
-#: Layers of diffusers -> those of the published weights. A tuple is one layer there. ``{}`` is the number of the block.
+#: Layer of diffusers -> layer of the published weights. A tuple becomes one layer. ``{}`` is the number of the block.
 COMFYUI_NAMES: dict[str | tuple[str, ...], str] = {
     (
         "transformer_blocks.{}.attn.to_q",
@@ -53,7 +54,7 @@ COMFYUI_NAMES: dict[str | tuple[str, ...], str] = {
 _PREFIX, _COMFYUI_PREFIX = "transformer.", "diffusion_model."
 _NUMBER = re.compile(r"(?<=blocks\.)\d+")
 
-#: A (rank, in) and B (out, rank) of a layer; and those of each layer.
+#: A (rank, in) and B (out, rank) of a layer; and layer -> its pair.
 LoraPair = tuple[torch.Tensor, torch.Tensor]
 LoraPairs = dict[str, LoraPair]
 
@@ -62,11 +63,11 @@ def convert_lora_for_comfyui(source: Path, output: Path) -> None:
     """Write a LoRA file of diffusers under the names that ComfyUI reads.
 
     Args:
-        source: as diffusers writes it.
+        source: a LoRA file of diffusers.
         output: the new file.
 
     Raises:
-        WeightsError: the file is damaged, holds something else than such a LoRA, or one that has no such form.
+        WeightsError: the file is damaged, is not such a LoRA, or has parts without a counterpart in ComfyUI.
     """
     renamed = rename_for_comfyui(_read_pairs(source), source)
     tensors = {
@@ -81,11 +82,11 @@ def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
     """Rename the layers of diffusers to those of the published weights; see the module.
 
     Args:
-        pairs: by layer of diffusers.
-        source: what errors call the file.
+        pairs: layer of diffusers -> its pair.
+        source: path of the file, for errors.
 
     Raises:
-        WeightsError: a layer has no such name.
+        WeightsError: a layer has no counterpart.
     """
     left, renamed = dict(pairs), {}
     numbers = sorted({found.group() for name in pairs if (found := _NUMBER.search(name))}, key=int)
@@ -102,7 +103,7 @@ def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
 
 
 def _join(parts: list[str], pairs: LoraPairs) -> LoraPair:
-    """One pair of layers that lie below each other; of those without a LoRA the rows of B are 0."""
+    """Join the pairs of layers that become one layer; for layers without a LoRA, the rows of B are 0."""
     width = next(iter(pairs.values()))[1].shape[0]  # queries, keys and values are equally wide
     ranks = [pairs[part][0].shape[0] if part in pairs else 0 for part in parts]
     joined_a = torch.cat([pairs[part][0] for part in parts if part in pairs])
@@ -115,7 +116,7 @@ def _join(parts: list[str], pairs: LoraPairs) -> LoraPair:
 
 
 def _read_pairs(file: Path) -> LoraPairs:
-    """Read a LoRA, with its scale in B."""
+    """Read a LoRA, and multiply B by its scale."""
     names = read_head(file)
     with safe_open(file, "pt") as opened:
         try:
@@ -138,7 +139,7 @@ def _read_pairs(file: Path) -> LoraPairs:
 
 
 def _read_alpha(file: Path, config: Any, rank: int) -> float:
-    """Read alpha out of peft's config; without one it is the rank."""
+    """Read alpha from PEFT's config; the default is the rank."""
     if not isinstance(config, dict):
         raise DamagedFileError(file, "its metadata contains no PEFT config")
     facts = {str(name).removeprefix(_PREFIX): value for name, value in config.items()}

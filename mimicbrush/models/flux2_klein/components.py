@@ -1,6 +1,6 @@
 """The networks of FLUX.2 klein: loaded from a folder or the local cache, or at toy size from random numbers.
 
-Toy and full size are the same classes of diffusers and transformers with other numbers.
+Toy and full-size networks have the same classes of diffusers and transformers, with other sizes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mimicbrush.models.pretrained.files import read_network
 
 @dataclass
 class KleinComponents:
-    """All networks, and what belongs to them. The transformer is trained; the others are frozen.
+    """All networks, with scheduler and tokenizer. The transformer is trained; the other networks are frozen.
 
     Attributes:
         transformer: predicts the velocity of the target's latents.
-        vae: between pixels and latents.
+        vae: converts between pixels and latents.
         scheduler: the noise levels.
-        text_encoder, tokenizer: of the prompt; None where its embeddings are stored.
-        is_distilled: of few steps, without guidance; a base model is not.
+        text_encoder, tokenizer: encode the prompt; None if its embeddings are stored.
+        is_distilled: whether it was distilled to few steps without guidance; False for a base model.
     """
 
     transformer: Flux2Transformer2DModel
@@ -56,12 +56,12 @@ def load_klein(folder: Path, *, dtype: torch.dtype = torch.float32, with_text_en
     """Load the networks of a base model from its folder; pickles are not opened.
 
     Args:
-        folder: of a `Flux2KleinPipeline`, see `files.locate_klein`.
-        dtype: of all networks.
+        folder: folder of a `Flux2KleinPipeline`, see `files.locate_klein`.
+        dtype: type of all networks.
         with_text_encoder: False leaves out text encoder and tokenizer, which take half of the memory.
 
     Raises:
-        WeightsError: something is absent, damaged, or of another kind; or a network lacks weights, or has others.
+        WeightsError: something is absent, damaged, or of another kind; or weights are missing or unexpected.
     """
     networks = {name: read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS}
     without: dict[str, Any] = {} if with_text_encoder else {"text_encoder": None, "tokenizer": None}
@@ -71,7 +71,7 @@ def load_klein(folder: Path, *, dtype: torch.dtype = torch.float32, with_text_en
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{folder} cannot be loaded as FLUX.2 klein: {describe_error(error)}") from error
-    for name, network in networks.items():  # diffusers fills in random numbers for weights that are missing
+    for name, network in networks.items():  # diffusers uses random numbers for weights that are missing
         check_weights(name, type(pipeline.components[name]).__name__, network, pipeline.components[name])
     return KleinComponents(**pipeline.components, is_distilled=bool(pipeline.config.is_distilled))
 
@@ -79,12 +79,12 @@ def load_klein(folder: Path, *, dtype: torch.dtype = torch.float32, with_text_en
 def toy_klein(options: ToyFlux2KleinModel, *, seed: int = 0) -> KleinComponents:
     """Build all networks at toy size with random weights: for tests, and to try a training run.
 
-    The autoencoder's norm fits its latents of random images, as that of a trained one fits photographs. The text
-    encoder is a real one with as many layers as the pipeline reads, on bytes instead of words.
+    The autoencoder's norm fits its latents of random images, like a trained norm fits those of photographs. The text
+    encoder has as many layers as the pipeline reads, and its tokens are bytes instead of words.
 
     Args:
         options: the sizes.
-        seed: of the weights.
+        seed: seed of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,7 +137,7 @@ def _fit_norm(vae: AutoencoderKLFlux2) -> None:
 
 
 def make_byte_tokenizer() -> Qwen2TokenizerFast:
-    """Make a tokenizer of Qwen's class that knows bytes alone, with the form of a chat that the pipeline asks for."""
+    """Make a tokenizer of Qwen's class whose tokens are bytes, with the chat template that the pipeline needs."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     words = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]

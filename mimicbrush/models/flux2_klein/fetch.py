@@ -17,7 +17,7 @@ from mimicbrush.models.pretrained.files import StoredNetwork, read_head
 from mimicbrush.models.pretrained.requirements import PartReport
 from mimicbrush.models.pretrained.weights import find_commit, split_revision
 
-#: What training needs of the base; the text encoder is needed once, for the prompt.
+#: Parts of the base that training needs; the text encoder is needed once, for the prompt.
 _TRAINED_WITH = ("base.transformer", "base.vae")
 
 
@@ -26,16 +26,16 @@ def check_or_fetch_klein(
 ) -> list[PartReport]:
     """Check the files that a training run starts from, download missing or damaged ones, and encode the prompt.
 
-    The text encoder (8 GB) is fetched only where there is no file with the encoded prompt.
+    The text encoder (8 GB) is downloaded only if there is no file with the encoded prompt.
 
     Args:
-        options: name base, prompt and file.
-        fetching: False only looks at what is on this machine.
+        options: state the base, the prompt and the file of its embeddings.
+        fetching: whether to download; False: only check what is on this machine.
         deep: also read every byte.
         say: prints what is done.
 
     Returns:
-        One report a part; those of parts that cannot be used have a problem.
+        One report per part; it has a problem if the part cannot be used.
     """
 
     def look(part: str) -> PartReport:

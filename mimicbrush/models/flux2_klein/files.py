@@ -38,10 +38,10 @@ def locate_klein(name: str) -> Path:
 
 
 def fingerprint_klein(folder: Path) -> str:
-    """Tell base models apart by the weights of transformer and VAE, see `io.hashing.fingerprint`.
+    """Compute a fingerprint of a base model from the weights of transformer and VAE, see `io.hashing.fingerprint`.
 
     Args:
-        folder: of the base model.
+        folder: folder of the base model.
 
     Raises:
         WeightsError: a network is absent or damaged.
@@ -54,8 +54,8 @@ def list_klein_files(options: Flux2KleinModel) -> list[Path]:
     """List the files that a run starts from: transformer, VAE and encoded prompt. Their headers are read.
 
     Raises:
-        WeightsError: one is absent; says how to get it.
-        DamagedFileError: one is damaged.
+        WeightsError: a file is absent; the message says how to get it.
+        DamagedFileError: a file is damaged.
     """
     folder, prompt = locate_klein(options.base), Path(options.prompt_embeddings)
     networks = [read_network(folder / name, "diffusion_pytorch_model") for name in TRAINING_NETWORKS]

@@ -1,17 +1,18 @@
 """The networks of FLUX.2 klein base 4B as they are published: layers, widths and numbers of parameters.
 
-Code that counts takes the sizes from here, and so does the check of fetched weights. Imports no torch.
+The check of downloaded weights and the measurements of memory and time use these sizes. Imports no torch.
 
 All sources are public:
 
 * transformer: the entry klein-4b in scripts/convert_flux2_to_diffusers.py of huggingface/diffusers, and
   `Klein4BParams` in src/flux2/model.py of black-forest-labs/flux2;
-* VAE: the same script converts FLUX.2's to the defaults of `AutoencoderKLFlux2`;
+* VAE: the same script converts the VAE of FLUX.2 to the defaults of `AutoencoderKLFlux2`;
 * text encoder: config.json of Qwen/Qwen3-4B. `Flux2KleinPipeline` reads its hidden states 9, 18 and 27;
-* scheduler: that of FLUX.1-dev, which the same script takes over.
+* scheduler: the same script uses the one of FLUX.1-dev.
 
-The numbers of parameters are not from this code: the hub states the transformer's (the file flux-2-klein-base-4b
-has 7,751,105,712 bytes, two a parameter and a head), the index of the text encoder's shards states its own.
+The numbers of parameters were not counted with this code. For the transformer, the number is from the hub: the file
+flux-2-klein-base-4b has 7,751,105,712 bytes, which are a header and two bytes per parameter. For the text encoder, it
+is from the index of the shards.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3ForCausalLM
 
-#: 24 heads of 128 make a width of 3072; 5 blocks for text and images apart, then 20 for both together.
+#: 24 heads of 128 make a width of 3072; 5 blocks with separate streams of text and images, then 20 with one stream.
 TRANSFORMER: dict[str, Any] = {
-    "patch_size": 1,  # the 2 x 2 patches of a latent are its channels: 4 x 32
+    "patch_size": 1,  # each patch of 2 x 2 latents is already in the channels: 4 x 32
     "in_channels": 128,
     "num_layers": 5,
     "num_single_layers": 20,
@@ -39,7 +40,7 @@ TRANSFORMER: dict[str, Any] = {
     "guidance_embeds": False,
 }
 
-#: A latent is an eighth of the image, and the transformer takes 2 x 2 of them as a token: 16 x 16 pixels.
+#: A latent is 8 x 8 pixels, and the transformer takes 2 x 2 latents as a token: 16 x 16 pixels.
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -82,7 +83,7 @@ class FullSize(NamedTuple):
 
 
 def build_full_size() -> FullSize:
-    """Build all networks at full size without memory: on the meta device, to count them."""
+    """Build all networks at full size on the meta device, without memory, to count their parameters."""
     import torch
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -1,7 +1,7 @@
 """LoRA files of FLUX.2 klein: written as diffusers reads them, and loaded after a check.
 
-A file holds a pair of matrices a layer, A (rank, in) and B (out, rank): the layer's weight becomes W + s B A, with the
-scale s = alpha / rank. Alpha stands in the metadata, as peft's config.
+A file has two matrices per layer, A (rank, in) and B (out, rank). The layer's weight becomes W + s B A, with the scale
+s = alpha / rank. Alpha is in the metadata, as part of PEFT's config.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_klein_lora(file: Path, transformer: Flux2Transformer2DModel) -> None:
     layers = get_peft_model_state_dict(transformer)
     config = transformer.peft_config["default"].to_dict()
     facts = {f"transformer.{name}": sorted(each) if isinstance(each, set) else each for name, each in config.items()}
-    # One entry: safetensors writes several in any order, and the same adapters should be the same bytes.
+    # Only one entry: safetensors writes several in any order, but the same adapters should give the same bytes.
     metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(facts, indent=2, sort_keys=True)}
 
     def save(weights: Mapping[str, torch.Tensor], path: str) -> None:
@@ -46,7 +46,7 @@ def load_klein_lora(pipeline: Flux2KleinPipeline, file: Path) -> None:
     """Load a LoRA file into diffusers' pipeline, after a check that it is for this transformer.
 
     Raises:
-        WeightsError: the file is damaged, or holds something else than a LoRA of this transformer.
+        WeightsError: the file is damaged, or is not a LoRA for this transformer.
     """
     stored = {key: tensor.shape for key, tensor in read_lora_head(file).items()}
     layers = {f"transformer.{name}": each for name, each in pipeline.transformer.named_modules()}

@@ -1,8 +1,8 @@
 """The fixed prompt of FLUX.2 klein, encoded once and kept in a file.
 
 The prompt is the same for every sample, and its text encoder is as large as the transformer (4 B parameters, 8 GB). So
-the encoder runs once, and neither training nor editing needs it. The file is read as it was written, or not at all: it
-holds a checksum of the prompt and of the numbers.
+the encoder runs once, and neither training nor editing needs it. The file contains a checksum of the prompt and of the
+numbers, so a changed file is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mimicbrush.io.atomic import write_aside
 from mimicbrush.io.text import make_storable, parse_json
 from mimicbrush.models.pretrained.files import DamagedFileError, read_head
 
-#: Hidden states of the text encoder that the transformer takes, and tokens of a prompt with its padding, as in
+#: Hidden states of the text encoder that the transformer takes, and number of tokens of a padded prompt, as in
 #: `Flux2KleinPipeline.encode_prompt`.
 HIDDEN_LAYERS = (9, 18, 27)
 MAX_TOKENS = 512
@@ -35,7 +35,7 @@ HOW_TO_ENCODE = (
     "`mimicbrush fetch` with the same model options downloads the text encoder (8 GB) and encodes the prompt once"
 )
 
-# The key in the metadata of the file. It is the only one: safetensors writes several in any order.
+# The only key in the metadata of the file, because safetensors writes several keys in any order.
 _KEY = "mimicbrush_prompt"
 
 
@@ -45,9 +45,9 @@ class PromptFacts:
 
     Attributes:
         prompt: the text.
-        encoder: whose embeddings these are: OWNER/NAME@REVISION, or a folder.
-        hidden_layers: of the text encoder, side by side in the width.
-        max_tokens: tokens of a prompt; a shorter one is padded.
+        encoder: model that the text encoder belongs to: OWNER/NAME@REVISION, or a folder.
+        hidden_layers: layers of the text encoder; their states are joined along the width.
+        max_tokens: number of tokens of a prompt; a shorter one is padded.
     """
 
     prompt: str
@@ -61,9 +61,9 @@ class PromptEmbeddings:
     """Embeddings of the prompt, and of the empty prompt for classifier-free guidance.
 
     Attributes:
-        facts: of which prompt.
+        facts: the prompt, and how it was encoded.
         embeds, empty_embeds: (1, tokens, width), in the type of the text encoder.
-        text_ids: (1, tokens, 4), positions of the tokens in the transformer, whole numbers.
+        text_ids: (1, tokens, 4) integers, positions of the tokens in the transformer.
     """
 
     facts: PromptFacts
@@ -77,7 +77,7 @@ class PromptEmbeddings:
 
     @cached_property
     def checksum(self) -> str:
-        """The SHA-256, hex, of the facts and of every number, wherever the file is kept."""
+        """The SHA-256, hex, of the facts and of every number; the path of the file does not matter."""
         digest = hashlib.sha256(json.dumps(asdict(self.facts), sort_keys=True).encode())
         for name, tensor in self.tensors().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -98,10 +98,10 @@ def encode_prompt(
     """Encode a prompt with `Flux2KleinPipeline`, without its other networks.
 
     Args:
-        prompt: the text; with its template it must fit `max_tokens`, or its end is cut off.
-        text_encoder: on the device that is to compute.
-        tokenizer: its own, with a chat template.
-        encoder: what the file will say of whose embeddings these are, see `PromptFacts`.
+        prompt: the text; if it is longer than `max_tokens` with its template, its end is cut off.
+        text_encoder: the text encoder, on the device to use.
+        tokenizer: its tokenizer, with a chat template.
+        encoder: name of its model, which is stored in the file, see `PromptFacts`.
         hidden_layers: see `PromptFacts`.
         max_tokens: see `PromptFacts`.
 
@@ -128,7 +128,7 @@ def write_prompt(path: Path, embeddings: PromptEmbeddings) -> None:
     """Write embeddings to a temporary file, and rename it when it is complete.
 
     Args:
-        path: the file, .safetensors. Its folder is made if need be.
+        path: the file, .safetensors. Its folder is created if needed.
         embeddings: what to write.
     """
     stored = json.dumps({**asdict(embeddings.facts), "checksum": embeddings.checksum})
@@ -142,11 +142,11 @@ def read_prompt(path: Path, *, prompt: str | None = None, width: int | None = No
 
     Args:
         path: a file of `write_prompt`.
-        prompt: which prompt is expected; None: any.
-        width: what the transformer takes (its `joint_attention_dim`); None: any.
+        prompt: the expected prompt; None: any.
+        width: the expected width (the transformer's `joint_attention_dim`); None: any.
 
     Raises:
-        WeightsError: there is no such file, or it has another prompt or another width; says what to do.
+        WeightsError: there is no such file, or it has another prompt or another width.
         DamagedFileError: it is not a file of `write_prompt`, or it was changed.
     """
     if not path.is_file():

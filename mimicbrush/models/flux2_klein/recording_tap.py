@@ -12,12 +12,12 @@ from mimicbrush.types import AttentionRecord
 class RecordingTap(AttentionTap):
     """A tap that fills an `AttentionRecord` with the attention from the target to the references.
 
-    What is left to 1 of a token's attention to the references went to the text, the source and the target.
+    The attention of a token sums to 1; the rest goes to the text, the source and the target.
 
     Args:
-        layout: of the sequence.
-        record: what is filled.
-        passes: of the transformer in each step. Of two, the first sees the prompt, and only it counts.
+        layout: positions of the tokens in the sequence.
+        record: the record to fill.
+        passes: passes of the transformer in each step. If there are two, only the first, with the prompt, is recorded.
     """
 
     def __init__(self, layout: TokenLayout, record: AttentionRecord, passes: int = 1) -> None:
@@ -26,7 +26,7 @@ class RecordingTap(AttentionTap):
         self._seen: dict[str, int] = {}
 
     def add(self, path: str, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Pass one layer of one step on."""
+        """Add one layer of one step to the record."""
         seen = self._seen.get(path, 0)
         self._seen[path] = seen + 1
         if seen % self.passes == 0:
@@ -34,7 +34,7 @@ class RecordingTap(AttentionTap):
 
 
 def _log_sum_exp(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Of the scores of queries (B, N, heads, d) over keys (B, S, heads, d): (B, N, heads) float32."""
+    """Compute log-sum-exp of the scores of queries (B, N, heads, d) over keys (B, S, heads, d): (B, N, heads)."""
     per_head = []
     for head in range(query.shape[2]):  # all heads at once would take gigabytes at full size
         q, k = query[:, :, head].float(), key[:, :, head].float()

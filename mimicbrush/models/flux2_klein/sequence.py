@@ -1,8 +1,8 @@
 """The token sequence of FLUX.2 klein: text | noisy target | source with its hole | references 1 to R.
 
 Packing, normalisation and position ids are those of diffusers' `Flux2KleinPipeline`, called with
-``image=[source with its hole, reference 1, ...]``. What is trained on such sequences therefore works in that pipeline.
-All images here have one size, so each takes the same number of tokens.
+``image=[source with its hole, reference 1, ...]``. So a model that is trained on such sequences works in that pipeline.
+All images here have the same size, so each has the same number of tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusers import AutoencoderKLFlux2
 
 #: Latents along a side of a token.
 PATCH_SIDE = 2
-#: Between the position ids of two condition images along the axis of time; the target is at 0 (diffusers).
+#: Distance of the position ids of two images along the axis of time, as in diffusers; the target is at 0.
 TIME_STEP = 10
 
 
@@ -25,9 +25,9 @@ class TokenLayout:
     """Positions of the tokens of each image; slices are over the whole sequence, which starts with the text.
 
     Attributes:
-        num_text: text tokens.
-        num_image: tokens of one image.
-        num_references: how many references follow the source.
+        num_text: number of text tokens.
+        num_image: number of tokens of one image.
+        num_references: number of references after the source.
     """
 
     num_text: int
@@ -35,7 +35,7 @@ class TokenLayout:
     num_references: int
 
     def image(self, number: int) -> slice:
-        """Find the tokens of one image: 0 the target, 1 the source, from 2 on the references."""
+        """Find the tokens of one image: 0 is the target, 1 the source, and 2 and more are the references."""
         start = self.num_text + number * self.num_image
         return slice(start, start + self.num_image)
 
@@ -51,7 +51,7 @@ class TokenLayout:
 
     @property
     def references(self) -> slice:
-        """Tokens of all references together; none where there is no reference."""
+        """Tokens of all references together; empty without references."""
         return slice(self.image(2).start, self.num_tokens)
 
     @property
@@ -66,7 +66,7 @@ class ImageSequence(NamedTuple):
     Attributes:
         tokens: (B, N, C).
         ids: (N, 4) int64, positions along time, height, width and text; the same for all samples.
-        layout: which tokens belong to what.
+        layout: positions of the tokens of each image.
     """
 
     tokens: torch.Tensor
@@ -77,15 +77,15 @@ class ImageSequence(NamedTuple):
 def encode_images(vae: AutoencoderKLFlux2, pixels: torch.Tensor) -> torch.Tensor:
     """Encode images to normalised latents of tokens: (B, 3, H, W) in [-1, 1] -> (B, 4 C, h, w) in the VAE's type.
 
-    The latents are the mode of the posterior, as the pipeline takes them. Height and width must be multiples of the
-    pixels of a token.
+    The latents are the mode of the posterior, as in the pipeline. Height and width must be multiples of the pixels of a
+    token.
     """
     latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
     return normalise_latents(vae, patchify(latents))
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:
-    """Put each 2 x 2 latents into the channels of one token: (B, C, 2 h, 2 w) -> (B, 4 C, h, w)."""
+    """Put each patch of 2 x 2 latents into the channels of one token: (B, C, 2 h, 2 w) -> (B, 4 C, h, w)."""
     return torch.nn.functional.pixel_unshuffle(latents, PATCH_SIDE)
 
 
@@ -98,34 +98,34 @@ def normalise_latents(vae: AutoencoderKLFlux2, latents: torch.Tensor) -> torch.T
 
 
 def pack_tokens(latents: torch.Tensor) -> torch.Tensor:
-    """Make tokens of latents, row by row: (B, C, h, w) -> (B, h w, C)."""
+    """Turn latents into tokens, row by row: (B, C, h, w) -> (B, h w, C)."""
     return latents.flatten(2).transpose(1, 2)
 
 
 def unpack_tokens(tokens: torch.Tensor, height: int) -> torch.Tensor:
-    """Make latents of the tokens of one image: (B, h w, C) -> (B, C, h, w).
+    """Turn the tokens of one image into latents: (B, h w, C) -> (B, C, h, w).
 
     Args:
-        tokens: of one image, row by row.
-        height: rows of tokens, h.
+        tokens: tokens of one image, row by row.
+        height: number of rows of tokens, h.
     """
     return tokens.transpose(1, 2).unflatten(2, (height, -1))
 
 
 def make_text_ids(length: int, device: torch.device | None = None) -> torch.Tensor:
-    """Number the text tokens along the last axis: (length, 4) int64, on a device."""
+    """Make the position ids of the text tokens, which differ in the last column: (length, 4) int64."""
     ids = torch.zeros(length, 4, dtype=torch.int64, device=device)
     ids[:, 3] = torch.arange(length, device=device)
     return ids
 
 
 def make_image_ids(height: int, width: int, num_conditions: int, device: torch.device | None = None) -> torch.Tensor:
-    """Number the tokens of the target and of the condition images behind it.
+    """Make the position ids of the tokens of the target and of the condition images after it.
 
     Args:
-        height, width: of each image, in tokens.
-        num_conditions: how many images follow the target; number i lies at time 10 (i + 1).
-        device: where they are made; None: the CPU.
+        height, width: sides of each image, in tokens.
+        num_conditions: number of images after the target; image i = 0, 1, ... is at time 10 (i + 1).
+        device: device of the ids; None: the CPU.
 
     Returns:
         (N, 4) int64.
@@ -140,8 +140,8 @@ def make_sequence(noisy: torch.Tensor, conditions: Sequence[torch.Tensor], num_t
 
     Args:
         noisy: (B, C, h, w), normalised latents of the target with noise.
-        conditions: of the source with its hole, then of each reference, like `noisy`.
-        num_text: text tokens that come before all of it.
+        conditions: latents of the source with its hole, then of each reference, shaped like `noisy`.
+        num_text: number of text tokens before the image tokens.
     """
     height, width = noisy.shape[-2:]
     tokens = torch.cat([pack_tokens(each) for each in (noisy, *conditions)], dim=1)

@@ -1,9 +1,9 @@
-"""GroupNorm with the SiLU behind it as one operation, for channels-last activations in half precision on a GPU.
+"""GroupNorm and the SiLU after it as one operation, for channels-last activations in half precision on a GPU.
 
-PyTorch's own takes several passes: under autocast it makes a float32 copy, normalises, applies SiLU to float32, and
-makes a half copy for the convolution; before PyTorch 2.15 it also changes the order of memory and back. The kernels of
-`group_norm_kernels` read and write half precision in the order of the convolutions, and keep their input alone for the
-backward pass. They compute in float32 inside, and round once, as the several passes do.
+PyTorch takes several passes: under autocast, it makes a float32 copy, normalises it, applies SiLU in float32, and makes
+a half-precision copy for the convolution. Before PyTorch 2.15, it also changes the memory order and changes it back.
+The kernels of `group_norm_kernels` read and write half precision in the memory order of the convolutions, and keep only
+their input for the backward pass. They compute in float32 and round once, as PyTorch does.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class FusedGroupNorm(HalfGroupNorm):
-    """`GroupNorm`, and perhaps SiLU behind it, as one operation where the kernels can do it, otherwise as PyTorch does.
+    """`GroupNorm` and optionally SiLU as one operation if the kernels can do it, otherwise as in PyTorch.
 
     Args:
-        norm: whose parameters it takes.
+        norm: the norm whose parameters are used.
         silu: whether SiLU follows.
     """
 
@@ -38,8 +38,8 @@ class FusedGroupNorm(HalfGroupNorm):
         self.train(norm.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> the same shape."""
-        # Inductor fuses the plain norm with all that stands beside it.
+        """Normalise (B, C, H, W); the result has the same shape."""
+        # Inductor fuses the plain norm with the operations around it.
         if not torch.compiler.is_compiling():
             obstacle = find_obstacle(input)
             if obstacle is None:
@@ -55,17 +55,17 @@ class FusedGroupNorm(HalfGroupNorm):
 
 
 class _SiLUOfTime(nn.SiLU):
-    """SiLU of the time embedding (B, D) alone: the norms of its resnet apply their own to (B, C, H, W)."""
+    """SiLU of only the time embedding (B, D): the norms of the resnet already include the SiLU of (B, C, H, W)."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input) if input.ndim == 2 else input
 
 
 def use_fused_norms(unet: UNet2DConditionModel) -> None:
-    """Fuse the GroupNorms of a U-Net with the SiLU behind them; parameters, their names and what is saved stay."""
+    """Fuse the GroupNorms of a U-Net with the SiLU after them; its parameters and its state dict stay the same."""
     silus: set[nn.Module] = set()
     for module in unet.modules():
-        # With scale and shift by the time, something stands between the second norm and its SiLU.
+        # With another time_embedding_norm, a scale and a shift come between the second norm and its SiLU.
         if (
             isinstance(module, ResnetBlock2D)
             and type(module.nonlinearity) is nn.SiLU
@@ -82,7 +82,7 @@ def use_fused_norms(unet: UNet2DConditionModel) -> None:
 
 
 def find_obstacle(input: torch.Tensor) -> str | None:
-    """Say why the kernels cannot take this input; None where they can."""
+    """Return why the kernels cannot take this input; None if they can."""
     if input.device.type != "cuda":
         return f"it needs a CUDA GPU, but the model is on {input.device.type}"
     if input.dtype not in (torch.float16, torch.bfloat16):

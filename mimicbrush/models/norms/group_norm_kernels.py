@@ -1,12 +1,12 @@
 """GroupNorm and SiLU in one pass over channels-last memory, forward and backward, as Triton kernels.
 
-A batch (N, C, H, W) lies in channels-last memory as N samples of H * W rows of C numbers. Most kernels take a tile of
+In channels-last memory, a batch (N, C, H, W) is N samples of H * W rows of C numbers. Most kernels take a tile of
 `TILE_ROWS` x `TILE_CHANNELS` of one sample, so that they read and write whole lines of memory. A group is C / G
 channels, and a tile may hold parts of several groups. So a tile sums by channel, and the ``_finish`` kernels join the
-tiles and channels of a group. Nothing is added up atomically: the same input gives the same bits. Everything is
+tiles and channels of a group. No sum uses atomic operations, so the same input gives the same bits. Everything is
 computed in float32.
 
-Only `fused_norms` imports this module, because Triton is not everywhere.
+Only `fused_norms` imports this module, because Triton is not always installed.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -24,7 +24,7 @@ TILE_ROWS, TILE_CHANNELS = 64, 64
 
 @triton.jit
 def _locate(hw, channels, groups, rows: tl.constexpr, columns: tl.constexpr):
-    """Find the tile of a program: places of its numbers, those that exist, channels, those that exist, groups."""
+    """Find the tile of a program: places of its numbers and which exist, its channels and which exist, groups."""
     n = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     channel = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -36,7 +36,7 @@ def _locate(hw, channels, groups, rows: tl.constexpr, columns: tl.constexpr):
 
 @triton.jit
 def _read(of, place, inside):
-    """Read numbers as float32, and 0 where there are none."""
+    """Read numbers as float32; 0 where `inside` is False."""
     return tl.load(of + place, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -49,7 +49,7 @@ def _read_normalised(x, mean, rstd, place, inside, group, is_channel):
 
 @triton.jit
 def _differentiate(dy, z, silu: tl.constexpr):
-    """Go back from the gradient of the result to that of z: d SiLU(z) / dz = s + z s (1 - s), where s = sigmoid(z)."""
+    """Turn the gradient of the result into that of z: d SiLU(z) / dz = s + z s (1 - s), where s = sigmoid(z)."""
     if silu:
         s = tl.sigmoid(z)
         dy = dy * s * (1.0 + z * (1.0 - s))
@@ -58,7 +58,7 @@ def _differentiate(dy, z, silu: tl.constexpr):
 
 @triton.jit
 def _moments_kernel(x, means, squares, hw, channels, rows: tl.constexpr, columns: tl.constexpr):
-    """By channel of a tile: the mean, and the summed squared distances from it, which large means cannot spoil."""
+    """Compute mean and sum of squared distances from it per channel of a tile; large means do not harm precision."""
     place, inside, channel, is_channel, _ = _locate(hw, channels, channels, rows, columns)
     values = _read(x, place, inside)
     count = tl.minimum(hw - tl.program_id(0) * rows, rows).to(tl.float32)
@@ -73,7 +73,7 @@ def _moments_kernel(x, means, squares, hw, channels, rows: tl.constexpr, columns
 def _finish_moments_kernel(
     means, squares, mean_out, rstd_out, hw, channels, groups, tiles, eps, rows: tl.constexpr, lanes: tl.constexpr
 ):
-    """Join the moments of a group: its mean, then the squared distances from that."""
+    """Join the moments of a group: its mean, then the squared distances from this mean."""
     n, group, width = tl.program_id(0).to(tl.int64), tl.program_id(1), channels // groups
     lane = tl.arange(0, lanes)
     first = n * tiles * channels + group * width + lane
@@ -112,11 +112,11 @@ def _sums_kernel(
     dy, x, weight, bias, mean, rstd, sums, hw, channels, groups,
     silu: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
-    """By channel of a tile: the sums of dz, and of dz times the normalised x."""
+    """Sum dz, and dz times the normalised x, per channel of a tile."""
     place, inside, channel, is_channel, group = _locate(hw, channels, groups, rows, columns)
     normal, _ = _read_normalised(x, mean, rstd, place, inside, group, is_channel)
     z = normal * _read(weight, channel, is_channel)[None, :] + _read(bias, channel, is_channel)[None, :]
-    dz = _differentiate(_read(dy, place, inside), z, silu)  # 0 outside, as dy is
+    dz = _differentiate(_read(dy, place, inside), z, silu)  # 0 outside, like dy
     tiles, samples = tl.num_programs(0), tl.num_programs(2).to(tl.int64)
     part = (tl.program_id(2).to(tl.int64) * tiles + tl.program_id(0)) * channels + channel
     tl.store(sums + part, tl.sum(dz, axis=0), mask=is_channel)
@@ -125,12 +125,12 @@ def _sums_kernel(
 
 @triton.jit
 def _finish_sums_kernel(sums, weight, by_channel, by_group, hw, channels, groups, tiles, lanes: tl.constexpr):
-    """Join the sums of all tiles by channel; and, times the weight, their mean over a group."""
+    """Join the sums of all tiles per channel; then multiply them by the weight, and take the mean over a group."""
     n, group, width = tl.program_id(0).to(tl.int64), tl.program_id(1), channels // groups
     samples, lane = tl.num_programs(0), tl.arange(0, lanes)
     channel, exists = group * width + lane, lane < width
     weights = _read(weight, channel, exists)
-    for number in range(2):  # of dz, and of dz times the normalised x
+    for number in range(2):  # the sums of dz, then those of dz times the normalised x
         row = number * samples + n
         total = tl.zeros([lanes], tl.float32)
         for tile in range(tiles):
@@ -155,20 +155,20 @@ def _gradient_kernel(
     tl.store(dx + place, (scale * (g - mean_g - normal * mean_gn)).to(dx.dtype.element_ty), mask=inside)
 
 
-# Operators of PyTorch, so that what looks at tensors without content, or at operators, sees them, too.
+# Custom operators of PyTorch, so that they work with fake tensors and with tools that look at operators.
 @torch.library.custom_op("mimicbrush::group_norm", mutates_args=())
 def fused_group_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute GroupNorm, and perhaps SiLU of it, in channels-last memory: (N, C, H, W) -> (N, C, H, W).
+    """Compute GroupNorm and optionally SiLU in channels-last memory: (N, C, H, W) -> (N, C, H, W).
 
-    It has the gradients of `x`, `weight` and `bias`.
+    It is differentiable by `x`, `weight` and `bias`.
 
     Args:
         x: float32, float16 or bfloat16, channels-last.
         weight, bias: (C,), of any of these types.
-        groups: divides C.
-        eps: of the norm.
+        groups: number of groups, which divides C.
+        eps: epsilon of the norm.
         silu: whether SiLU follows.
 
     Returns:
@@ -235,7 +235,7 @@ def _go_back(ctx: Any, dy: torch.Tensor, *of_moments: torch.Tensor) -> tuple[tor
     dy = dy.contiguous(memory_format=torch.channels_last)
     dx, by_sample = _differentiate_norm(dy, x, weight, bias, mean, rstd, ctx.silu)
     of_weight = of_bias = None
-    if any(ctx.needs_input_grad[1:3]):  # not beside adapters
+    if any(ctx.needs_input_grad[1:3]):  # not if only adapters are trained
         of_bias, of_weight = by_sample.sum(dim=1).unbind()
         of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(bias.dtype)
     return dx, of_weight, of_bias, None, None, None

@@ -8,13 +8,13 @@ from torch import nn
 
 
 class HalfGroupNorm(nn.GroupNorm):
-    """`GroupNorm` in the type of its input, also under autocast, which would compute it, and keep it, in float32.
+    """`GroupNorm` in the type of its input, also under autocast, which would compute and keep it in float32.
 
-    The kernels still sum up in float32.
+    The kernels of PyTorch still sum in float32.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, ...) -> the same shape and type."""
+        """Normalise (B, C, ...); the result has the same shape and type."""
         with torch.autocast(input.device.type, enabled=False):
             return F.group_norm(
                 input, self.num_groups, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps
@@ -25,7 +25,7 @@ class HalfLayerNorm(nn.LayerNorm):
     """`LayerNorm` in the type of its input, see `HalfGroupNorm`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., C) -> the same shape and type."""
+        """Normalise (..., C); the result has the same shape and type."""
         with torch.autocast(input.device.type, enabled=False):
             return F.layer_norm(
                 input, self.normalized_shape, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps
@@ -33,7 +33,7 @@ class HalfLayerNorm(nn.LayerNorm):
 
 
 def use_half_norms(model: nn.Module) -> None:
-    """Replace the norms of a model; parameters, their names and what is saved stay the same."""
+    """Replace the norms of a model; its parameters and its state dict stay the same."""
     for name, module in list(model.named_modules()):
         half: nn.Module
         if type(module) is nn.GroupNorm:

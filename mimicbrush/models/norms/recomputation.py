@@ -1,13 +1,13 @@
 """Norms and activations that are computed again in the backward pass, instead of being kept for it.
 
 A convolution or a matrix product keeps its input, for the gradient of its weights. Often that input was made by a norm
-or an activation, which are cheap to compute again. So of a chain such as::
+or an activation, which are cheap to compute again. So in a chain such as::
 
     x -> GroupNorm -> SiLU -> convolution
 
-only x is kept. `_Recomputed` computes one of these layers: it keeps the layer's input alone, and marks the result.
-While a U-Net runs, PyTorch's hooks see each tensor that is about to be kept. In the place of a marked one they keep the
-layer. In the backward pass the layer computes its result again, once, when something asks for it.
+only x is kept. `_Recomputed` computes one of these layers: it keeps only the layer's input, and marks the result.
+While a U-Net runs, PyTorch's hooks see each tensor that is about to be kept. If it is marked, they keep the layer
+instead. In the backward pass, the layer computes its result again, once, when it is first needed.
 
 Convolutions, matrix products, attention and the processors that write references run once, as without this.
 """
@@ -33,11 +33,11 @@ from mimicbrush.models.unets import ReferenceUNet
 def recompute_cheap_layers(unet: UNet2DConditionModel) -> None:
     """Let the norms, SiLUs and gates of a U-Net be computed again in the backward pass, instead of being kept.
 
-    Results and names of weights stay the same. So do gradients, but for one rounding under autocast: where a LayerNorm
-    feeds three projections, their gradients are added up in half precision and not in float32.
+    Results and names of weights stay the same. So do gradients, except for one rounding under autocast: if a LayerNorm
+    feeds three projections, their gradients are added in half precision and not in float32.
 
     Args:
-        unet: either U-Net, in the state that it is trained in (adapters, norms in half precision).
+        unet: either U-Net, ready for training (with its adapters and its norms in half precision).
     """
     before_silu = []
     for module in list(unet.modules()):
@@ -49,7 +49,7 @@ def recompute_cheap_layers(unet: UNet2DConditionModel) -> None:
         elif isinstance(module, ResnetBlock2D):
             before_silu += [module.norm1, module.norm2]
     for norm in (*before_silu, unet.conv_norm_out):
-        # A reference U-Net ends before its conv_norm_out; a fused norm has its SiLU inside.
+        # A reference U-Net ends before its conv_norm_out; a fused norm includes its SiLU.
         if norm is not None and not getattr(norm, "silu", False):
             norm.feeds_matmul = False
     if isinstance(unet, ReferenceUNet):
@@ -61,13 +61,13 @@ def recompute_cheap_layers(unet: UNet2DConditionModel) -> None:
 
 
 class _RecomputedLayer(nn.Module):
-    """What a norm or an activation becomes.
+    """A norm or an activation whose result is computed again.
 
     Attributes:
-        feeds_matmul: whether convolutions or matrix products alone read the result. Under autocast they would cast it;
-            it is cast here, so that what they keep is the result and no copy of it.
-        is_kept: keep the result, too. The other U-Net reads it, in whose backward pass this layer cannot compute: FSDP
-            has not gathered its weights.
+        feeds_matmul: whether only convolutions or matrix products read the result. Autocast would give them a cast
+            copy. It is cast here, so that they keep the result itself.
+        is_kept: whether the result is kept, too. This is needed if the other U-Net reads it: in the backward pass of
+            that U-Net, this layer cannot compute, because FSDP has not gathered its weights.
     """
 
     feeds_matmul, is_kept = True, False
@@ -89,7 +89,7 @@ def _recomputed_class(layer: type[nn.Module]) -> type[nn.Module]:
 
 
 class _RecomputedGEGLU(GEGLU):
-    """GEGLU that keeps what its projection gives, and not the gate and the product."""
+    """GEGLU that keeps the output of its projection, but not the gate and the product."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return _compute(self._gate, self.proj(hidden_states))
@@ -111,7 +111,7 @@ def _compute(
 
 
 class _Recomputed(torch.autograd.Function):
-    """A layer of which the input is kept and the result is not."""
+    """A layer whose input is kept, and whose result is not."""
 
     @staticmethod
     def forward(
@@ -136,7 +136,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _run_again(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute a layer again, unless that was done: its input and its result, with the graph between them.
+    """Compute a layer again, only once; return its input and its result, with the graph between them.
 
     Args:
         layer: the context of a `_Recomputed`, which is a node of the graph.
@@ -150,13 +150,13 @@ def _run_again(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _keep(tensor: torch.Tensor) -> Any:
-    """Return what is kept of a tensor: of one that a layer can compute again, the layer and the place of the view."""
+    """Return what is kept for a tensor: the layer and the view if a layer can compute it again, else the tensor."""
     layer = getattr(tensor.untyped_storage(), "recomputed_by", None)
     return tensor if layer is None else (layer, tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
 def _give_back(kept: Any) -> torch.Tensor:
-    """Return the tensor of which `_keep` has kept something."""
+    """Return the tensor for the result of `_keep`."""
     if isinstance(kept, torch.Tensor):
         return kept
     layer, *view = kept

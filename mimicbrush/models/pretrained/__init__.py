@@ -1,11 +1,11 @@
-"""Starting weights in files.
+"""Finds, checks and downloads starting weights.
 
 In reading order:
 
-* ``files`` - a network in a folder: its config, and the heads of its safetensors files; no torch
-* ``weights`` - where starting weights lie, in a folder or the Hugging Face cache, and how they are fetched
-* ``requirements`` - what they must be, so that the method can begin from them
-* ``stored_weights`` - names and configs as libraries of all ages wrote them
-* ``check`` - whether a network has the weights that its config asks for
-* ``fetch`` - all of this for every part, with a report
+* ``files`` - reads a network in a folder: its config, and the headers of its safetensors files; no torch
+* ``weights`` - finds starting weights in a folder or the Hugging Face cache, and downloads them
+* ``requirements`` - checks whether training can start from them
+* ``stored_weights`` - names and configs as different versions of the libraries write them
+* ``check`` - checks whether a network has the weights that its config asks for
+* ``fetch`` - downloads and checks every part, with a report
 """

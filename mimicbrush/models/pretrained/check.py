@@ -46,7 +46,7 @@ CLASSES = {
     "base.text_encoder": "Qwen3ForCausalLM",
 }
 
-# How each class is built of its config.json.
+# Classes that are built with `from_config`, by name.
 _DIFFUSERS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (UNet2DConditionModel, SharedUNet, ReferenceUNet, KeyValueReferenceUNet, AutoencoderKL,
@@ -67,13 +67,13 @@ def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.
     The libraries would fill in random numbers for weights that are missing.
 
     Args:
-        part: what the errors call it.
-        class_name: of the network.
-        network: what is stored of it.
-        built: the network itself, where there is one already.
+        part: name of the network in errors.
+        class_name: class of the network.
+        network: its config and the stored tensors.
+        built: the network itself, if it is already built.
 
     Raises:
-        WeightsError: names the part, its folder, and the first ten tensors that do not fit; or the class is unknown.
+        WeightsError: tensors do not fit (the message names the first ten), or the class is unknown.
     """
     with describe_build_errors(network.folder / "config.json", class_name):
         built = _build(class_name, network) if built is None else built
@@ -86,7 +86,7 @@ def check_weights(part: str, class_name: str, network: StoredNetwork, built: nn.
         stored = rename_vae_attention(stored)
     elif class_name == _TEXT and network.config.get("tie_word_embeddings"):
         for weights in (stored, expected):
-            weights.pop("lm_head.weight", None)  # the same tensor as the embeddings of the words, which is stored once
+            weights.pop("lm_head.weight", None)  # the same tensor as the word embeddings, which is stored once
     check_fit(f"{part} in {network.folder}", {depth_hub_name(key): tensor for key, tensor in stored.items()}, expected)
 
 
@@ -129,6 +129,6 @@ def check_every_byte(network: StoredNetwork) -> None:
 
 
 def _hash_of_hub(file: Path) -> str | None:
-    """Return the SHA-256 of a file in the hub's cache, where files are links to others that are named by it."""
+    """Return the SHA-256 of a file in the hub's cache, where files are links to files that are named by it."""
     name = file.resolve().name
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None

@@ -19,13 +19,13 @@ def check_or_fetch_weights(
     """Check all starting weights, and download missing or damaged ones.
 
     Args:
-        options: name them.
-        fetching: False only looks at what is on this machine.
+        options: state the weights.
+        fetching: whether to download; False: only check what is on this machine.
         deep: also read every byte, see `check_every_byte`.
-        say: prints what is being fetched.
+        say: prints what is being downloaded.
 
     Returns:
-        One report a part; those of parts that cannot be used have a problem.
+        One report per part; it has a problem if the part cannot be used.
     """
     reports = [
         check_or_fetch_part(part, getattr(options, part), fetching=fetching, deep=deep, say=say)
@@ -80,7 +80,7 @@ def _inspect(part: str, name: str, deep: bool) -> PartReport:
 
 
 def _can_be_fetched(report: PartReport) -> bool:
-    """Whether a download may help: files are missing or damaged, and not those of another network."""
+    """Whether a download may help: files are missing or damaged, but they are not those of another network."""
     return report.network is None or _damaged_file(report) is not None
 
 

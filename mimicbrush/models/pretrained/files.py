@@ -1,6 +1,6 @@
 """Read the files of a stored network without loading it: configs, and the headers of safetensors files.
 
-Imports no torch: a cut or damaged file must be named within a second, not after torch and diffusers are imported.
+Imports no torch, so that an incomplete or damaged file is reported within a second.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from mimicbrush.errors import WeightsError
 from mimicbrush.io.hashing import require_plain_file
 from mimicbrush.io.text import make_storable, parse_json
 
-#: What diffusers and transformers call files of weights in half precision: NAME.fp16.safetensors.
+#: Part of the name of half-precision files in diffusers and transformers: NAME.fp16.safetensors.
 HALF_VARIANT = "fp16"
-#: The longest head of a safetensors file, and the longest JSON file, that are read. Those of large models take a tenth.
+#: Longest header of a safetensors file, and longest JSON file. Those of large models have about a tenth of this.
 MAX_HEAD_BYTES = 16 << 20
-#: The most layers, labels and the like that a config may ask for: a network is built before its weights are compared.
+#: Largest number of layers, labels and the like in a config: a network is built before its weights are compared.
 MAX_COUNT = 1000
-# The length of the head, as the file begins.
+# Length of the number at the start of a file, which is the length of the header.
 _LENGTH_BYTES = 8
 
 
 class DamagedFileError(WeightsError):
-    """A file is damaged; download it again.
+    """A damaged file, which must be downloaded again.
 
     Attributes:
-        file: which.
+        file: the damaged file.
         reason: what is wrong with it.
     """
 
@@ -52,9 +52,9 @@ class StoredNetwork:
     """A network in a folder.
 
     Attributes:
-        folder: as diffusers or transformers write it.
-        config: of the network.
-        files: its weights; several where they are in shards.
+        folder: a folder that diffusers or transformers wrote.
+        config: config of the network.
+        files: files of its weights; several if they are in shards.
         tensors: name -> type and shape.
     """
 
@@ -84,12 +84,12 @@ def read_network(folder: Path, file_stem: str, *, allow_half: bool = False) -> S
     """Read the config and the tensor names of a network's folder.
 
     Args:
-        folder: of the network.
-        file_stem: what the library calls its files: "diffusion_pytorch_model" or "model".
-        allow_half: take the half-precision variant where there is no other file.
+        folder: folder of the network.
+        file_stem: name of its files in the library: "diffusion_pytorch_model" or "model".
+        allow_half: use the half-precision variant if there is no other file.
 
     Raises:
-        WeightsError: something is absent, or shards do not fit their index.
+        WeightsError: a file is absent, or shards do not fit their index.
         DamagedFileError: a file is damaged.
     """
     config_file = folder / "config.json"
@@ -140,7 +140,7 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
     """Read the names, types and shapes of the tensors in a safetensors file, but not the tensors.
 
     Raises:
-        DamagedFileError: the head cannot be read, or the tensors do not fill the file exactly.
+        DamagedFileError: the header cannot be read, or the tensors do not fill the file exactly.
     """
     check_head(file)
     try:
@@ -154,11 +154,11 @@ def read_head(file: Path) -> dict[str, StoredTensor]:
 def check_head(file: Path) -> None:
     """Check the header of a safetensors file before the library reads it.
 
-    The library takes a head of 100 MB, and of two tensors under one name the second.
+    The library accepts headers of 100 MB. If a name appears twice, it uses the second tensor.
 
     Raises:
-        DamagedFileError: the file is too short for its head, or the head is longer than any network's, is no JSON, or
-            has a name twice.
+        DamagedFileError: the file is shorter than its header, or the header is too long, is not JSON, or has a name
+            twice.
     """
     try:
         require_plain_file(file)
@@ -206,7 +206,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file, such as the config of a network.
 
     Raises:
-        DamagedFileError: it holds none, is longer than `MAX_HEAD_BYTES`, or nests too deep.
+        DamagedFileError: it does not contain an object, is longer than `MAX_HEAD_BYTES`, or is nested too deeply.
     """
     try:
         require_plain_file(file)
@@ -223,16 +223,16 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_config_counts(config: object, file: object) -> None:
-    """Check that the config of a network asks for no more layers, or entries of a list, than any network has.
+    """Check that the config of a network has at most `MAX_COUNT` layers, labels, or entries in a list.
 
     Args:
-        config: what a config.json holds.
-        file: what the errors call it.
+        config: content of a config.json.
+        file: name of the file in errors.
 
     Raises:
-        WeightsError: names the key.
+        WeightsError: a number is too large; the message names its key.
     """
-    waiting = [("", config)]  # and no recursion: JSON may nest deeper than calls of Python
+    waiting = [("", config)]  # no recursion: JSON can be nested deeper than Python can call functions
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, dict):

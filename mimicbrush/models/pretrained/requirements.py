@@ -1,7 +1,7 @@
 """Requirements for starting weights. Imports no torch, see `files`.
 
-Some facts make the method, such as the nine channels that become thirteen: other weights are an error. Sizes, such
-as the width of the context, only have to fit together; where they are not the paper's, that is noted.
+The method depends on some facts, such as the nine channels that become thirteen: other weights are an error. Sizes,
+such as the width of the context, only have to fit together. If they differ from the paper's, the report says so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mimicbrush.models.options import PretrainedModel
 from mimicbrush.models.pretrained.files import StoredNetwork, read_network
 from mimicbrush.models.pretrained.weights import HOW_TO_FETCH, LAYOUTS, find_weights, note_revision
 
-#: Levels of both U-Nets and of the VAE: a latent is an eighth of the image, and the depth projector makes such ones.
+#: Levels of both U-Nets and of the VAE: a latent is 8 x 8 pixels, and the depth projector makes latents of this size.
 _LEVELS = 4
-#: Of the VAE that SD-1.5 was trained with; the VAEs of its successors are of the same shape and have other scales.
+#: Scale of the VAE that SD-1.5 was trained with; later VAEs have the same shapes and other scales.
 _SCALING_FACTOR = 0.18215
 
-#: Part -> key of its config -> what it must be, and what a config means that does not state it.
+#: Part -> key of its config -> the required value, and the default if the config does not state it.
 _FACTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "unet": {
         "_class_name": ("UNet2DConditionModel", None),
@@ -43,11 +43,11 @@ _FACTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "dinov2": {"model_type": ("dinov2", None), "num_channels": (3, 3)},
     "depth_estimator": {
         "model_type": ("depth_anything", None),
-        "depth_estimation_type": ("relative", "relative"),  # the others are trained to tell metres
+        "depth_estimation_type": ("relative", "relative"),  # the others predict metres
     },
     "base.transformer": {
         "_class_name": ("Flux2Transformer2DModel", None),
-        "guidance_embeds": (False, True),  # a distilled dev model takes the guidance as an input; nothing here gives it
+        "guidance_embeds": (False, True),  # the distilled dev model needs guidance as an input, which we do not give
     },
     "base.vae": {"_class_name": ("AutoencoderKLFlux2", None)},
     "base.text_encoder": {"model_type": ("qwen3", None)},
@@ -67,7 +67,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "base.text_encoder": full_size.TEXT_ENCODER,
 }
 
-#: Keys of their configs in which the two U-Nets must agree: features of one enter the layers of the other.
+#: Config keys that must be equal in both U-Nets, because features of one enter the layers of the other.
 _SHARED = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "cross_attention_dim")
 
 
@@ -76,11 +76,11 @@ class PartReport:
     """Report on the starting weights of one part.
 
     Attributes:
-        part: which.
+        part: name of the part.
         named: the option that says where it is, and its value.
-        network: what its folder holds, if that could be read.
-        problem: what is wrong; None: nothing that was looked for.
-        notes: what a person should know all the same.
+        network: the network in its folder, if it could be read.
+        problem: what is wrong; None if no problem was found.
+        notes: other facts that the user should know.
     """
 
     part: str
@@ -91,7 +91,7 @@ class PartReport:
 
 
 def name_option(part: str, name: str) -> str:
-    """Write the option of a part and its value: all parts of a base are one option, model.base."""
+    """Return the option of a part and its value; all parts of a base have the same option, model.base."""
     return f"model.{part.partition('.')[0]}={name}"
 
 
@@ -101,7 +101,7 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
     Args:
         part: a key of `LAYOUTS`.
         name: value of its option.
-        folder: of its network, see `weights.locate_weights`.
+        folder: folder of its network, see `weights.locate_weights`.
     """
     report = PartReport(part, name_option(part, name))
     try:
@@ -125,7 +125,7 @@ def inspect_part(part: str, name: str, folder: Any) -> PartReport:
 
 
 def _list_weights(network: StoredNetwork) -> list[Any]:
-    # Older versions of transformers kept the numbers of the positions with the weights. A batch norm counts batches.
+    # These integers are not weights: positions, in files of older transformers, and the batch counter of a batch norm.
     others = ("position_ids", "num_batches_tracked")
     return [tensor for key, tensor in network.tensors.items() if not key.endswith(others)]
 
@@ -153,7 +153,7 @@ def check_facts(part: str, config: Mapping[str, Any]) -> None:
 
 
 def find_other_sizes(part: str, config: Mapping[str, Any]) -> list[str]:
-    """List where a network has other sizes than the paper's, or FLUX.2 klein other sizes than those of base 4B."""
+    """List the sizes of a network that differ from the paper's, or for FLUX.2 klein from those of base 4B."""
     stated = _vision_half(config) if part == "image_encoder" else config
     whose = "klein base 4B" if part.startswith("base.") else "paper"
     sizes = {key: list(size) if isinstance(size, tuple) else size for key, size in _SIZES[part].items()}
@@ -168,7 +168,7 @@ def check_together(networks: Mapping[str, StoredNetwork]) -> None:
     """Check that the networks fit each other.
 
     Raises:
-        WeightsError: names the two, and what differs.
+        WeightsError: the two U-Nets differ; the message says in what.
     """
     if "reference_unet" not in networks:
         return
@@ -186,7 +186,7 @@ def inspect_starting_weights(options: PretrainedModel) -> dict[str, StoredNetwor
     """Inspect all starting weights on this machine without loading them.
 
     Raises:
-        WeightsError: names every part that is absent, damaged or not what it should be, its option and its place.
+        WeightsError: names the option and the problem of every part that is absent, damaged or not suitable.
     """
     reports = [inspect_part(part, getattr(options, part), folder) for part, folder in find_weights(options).items()]
     add_together(reports)
@@ -195,7 +195,7 @@ def inspect_starting_weights(options: PretrainedModel) -> dict[str, StoredNetwor
 
 
 def add_together(reports: list[PartReport]) -> None:
-    """Add to the reports what `check_together` finds, if each of them is good by itself."""
+    """Add the problem that `check_together` finds to the reports, if none of them has a problem yet."""
     if all(report.problem is None for report in reports):
         by_part = {report.part: report for report in reports}
         try:
@@ -205,14 +205,14 @@ def add_together(reports: list[PartReport]) -> None:
 
 
 def raise_problems(reports: list[PartReport]) -> None:
-    """Raise WeightsError where there are problems; names all of them."""
+    """Raise a WeightsError that names all problems, if there are any."""
     wrong = [f"  {r.named}: {r.problem}" for r in reports if r.problem is not None]
     if wrong:
         raise WeightsError("starting weights cannot be used:\n" + "\n".join(wrong) + f"\n  {HOW_TO_FETCH}")
 
 
 def _vision_half(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the image encoder, also out of that of a whole CLIP."""
+    """Return the config of the image encoder, also from the config of a whole CLIP."""
     stated = config.get("vision_config", config)
     if not isinstance(stated, Mapping):
         raise WeightsError(f"its config says vision_config={make_storable(repr(stated))}, expected an object")

@@ -1,4 +1,4 @@
-"""Names and configs of networks in files, as libraries of all ages wrote them."""
+"""Names and configs of networks in files, as different versions of the libraries write them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers import CLIPVisionConfig
 from mimicbrush.errors import MimicBrushError, WeightsError
 from mimicbrush.io.text import make_storable
 
-#: A state dict.
+#: Name of a weight -> tensor.
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
 #: A buffer that transformers 4.25 kept with the weights, and newer versions do not.
 POSITION_IDS = "vision_model.embeddings.position_ids"
 
-# The VAE's attention, as diffusers called it before 0.13 -> now.
+# Layers of the VAE's attention: name before diffusers 0.13 -> name now.
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 _MOST_NAMED = 10
@@ -28,17 +28,17 @@ _MOST_NAMED = 10
 
 @contextmanager
 def describe_build_errors(file: object, kind: str = "valid network") -> Iterator[None]:
-    """Build networks on the meta device; whatever the libraries raise about a config becomes an error that names it.
+    """Build networks on the meta device; errors of the libraries become a WeightsError that names the config.
 
     Args:
-        file: the config's.
+        file: file of the config.
         kind: class of the network.
 
     Raises:
         WeightsError: the config describes no such network.
     """
     try:
-        # What is built here is compared, not used: there is nothing to warn of.
+        # The network is only compared and not used, so warnings do not matter.
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             yield
     except MimicBrushError:
@@ -54,12 +54,12 @@ def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[
     """Check that a state dict has exactly the keys and shapes that it should have.
 
     Args:
-        part: what the errors call it.
+        part: name of the network in errors.
         weights: the state dict.
-        expected: tensors of the right shapes; those of a network on the meta device will do.
+        expected: tensors of the right shapes, for example on the meta device.
 
     Raises:
-        WeightsError: names part, key, and what was given and expected, for the first ten that do not fit.
+        WeightsError: names the part, and key, given and expected shape of the first ten tensors that do not fit.
     """
     problems = [
         f"{key} has shape {_shape(tensor)}, expected {_shape(expected[key])}"
@@ -78,10 +78,10 @@ def check_fit(part: str, weights: Mapping[str, torch.Tensor], expected: Mapping[
 
 
 def rename_vae_attention(weights: StateDict) -> StateDict:
-    """Rename VAE weights to the present names of its attention layers.
+    """Rename the weights of the VAE's attention layers to their current names.
 
     Raises:
-        WeightsError: a key under its old and its present name.
+        WeightsError: a key appears under both its old and its current name.
     """
     renamed: StateDict = {}
     for key, tensor in weights.items():
@@ -95,13 +95,13 @@ def rename_vae_attention(weights: StateDict) -> StateDict:
 
 
 def take_vision_half(weights: StateDict) -> StateDict:
-    """Take the weights of CLIP's image encoder, also out of a file that holds the text encoder beside it."""
+    """Take the weights of CLIP's image encoder, also from a file that contains the text encoder, too."""
     text = ("text_model.", "text_projection.", "logit_scale")
     return {key: tensor for key, tensor in weights.items() if not key.startswith(text)}
 
 
 def depth_hub_name(name: str) -> str:
-    """Map a name in memory of a Depth Anything of any transformers version to its name on the hub.
+    """Map the name of a Depth Anything weight in memory, with any transformers version, to its name on the hub.
 
     In some versions of transformers 5, DINOv2's attention has other names in memory than in files.
     """
@@ -118,11 +118,11 @@ def depth_hub_name(name: str) -> str:
 def clip_config(stored: dict[str, Any]) -> CLIPVisionConfig:
     """Build the config of CLIP's image encoder from a config.json of any transformers version.
 
-    Older ones also hold dozens of fields about text generation and the like, some of which newer versions refuse,
-    or all of CLIP. What decides about weights and numbers is taken, and nothing else.
+    Files of older versions have many other fields, for example about text generation, and newer versions refuse some of
+    them. They can also describe the whole CLIP. Only fields that affect weights and results are used.
     """
     vision = dict(stored.get("vision_config", stored))
-    # Of a whole CLIP, its own projection counts; that of its half is often left at a default.
+    # In the config of a whole CLIP, the projection_dim of vision_config is often only a default.
     vision["projection_dim"] = stored.get("projection_dim") or vision.get("projection_dim")
     names = (
         "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",

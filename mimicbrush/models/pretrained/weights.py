@@ -18,9 +18,9 @@ class WeightsLayout:
     """Layout of a network in a repository or folder.
 
     Attributes:
-        subfolder: where it lies if the folder has that; otherwise at the root, or always at the root (None).
-        file_stem: what its library calls its files.
-        beside: patterns of other files of the repository that are needed with it.
+        subfolder: subfolder of the network; if it does not exist, or is None, the network is at the root.
+        file_stem: name of its files in the library.
+        beside: patterns of other files of the repository that are also needed.
     """
 
     subfolder: str | None
@@ -47,9 +47,9 @@ class WeightsLayout:
         return [*names, *([] if self.subfolder is None else [f"{self.subfolder}/{name}" for name in names])]
 
 
-#: By option of `PretrainedModel`, and for the networks that `Flux2KleinModel.base` holds by "base." and their folder. A
-#: Stable Diffusion repository holds many networks, each in a folder of its own;
-#: that of sd-vae-ft-mse holds the VAE alone, at its root, and so do those of CLIP, DINOv2 and Depth Anything.
+#: Part -> layout. A part is an option of `PretrainedModel`, or "base." and the folder of a network of
+#: `Flux2KleinModel.base`. A Stable Diffusion repository has many networks, each in its own folder. The repositories of
+#: sd-vae-ft-mse, CLIP, DINOv2 and Depth Anything have only one network, at the root.
 LAYOUTS = {
     "unet": WeightsLayout("unet", "diffusion_pytorch_model"),
     "reference_unet": WeightsLayout("unet", "diffusion_pytorch_model"),
@@ -64,7 +64,7 @@ LAYOUTS = {
     "base.text_encoder": WeightsLayout("text_encoder", "model", ("tokenizer/*",)),
 }
 
-#: Hub id -> the commit that is fetched where a name states none: a new upload then changes nothing.
+#: Hub id -> the commit to download if the name states no revision, so that a new upload changes nothing.
 REVISIONS = {
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
@@ -99,8 +99,8 @@ def note_revision(name: str, folder: Path) -> list[str]:
     """Note the revision of a repository in the Hugging Face cache, if the name does not state it.
 
     Args:
-        name: of the repository, see `split_revision`.
-        folder: of its network.
+        name: name of the repository, see `split_revision`.
+        folder: folder of its network.
     """
     found = find_commit(folder)
     hub_id, wanted = split_revision(name)
@@ -114,8 +114,8 @@ def locate_weights(part: str, name: str) -> Path | None:
 
     Args:
         part: a key of `LAYOUTS`.
-        name: value of its option: a folder or a hub id, see `split_revision`. Where no revision is stated, an older
-            copy of another one will do.
+        name: value of its option: a folder or a hub id, see `split_revision`. If it states no revision, a local copy of
+            another revision is also accepted.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -134,7 +134,7 @@ def locate_weights(part: str, name: str) -> Path | None:
 
 
 def find_weights(options: PretrainedModel) -> dict[str, Path]:
-    """Find the local folder of each part's network. Nothing is downloaded, so a long run cannot start by surprise.
+    """Find the local folder of each part's network. Nothing is downloaded.
 
     Raises:
         WeightsError: names every part whose weights are not there, its option and how to get them.
@@ -156,10 +156,10 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
     Args:
         part: a key of `LAYOUTS`.
         name: a hub id, see `split_revision`.
-        damaged: a file in the cache to be fetched again; it is not replaced before the new one is whole.
+        damaged: a file in the cache to download again; it is not replaced before the new one is complete.
 
     Raises:
-        WeightsError: it cannot be fetched; the message says why.
+        WeightsError: it cannot be downloaded; the message says why.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -169,13 +169,13 @@ def fetch_network(part: str, name: str, damaged: Path | None = None) -> None:
         RepositoryNotFoundError,
     )
 
-    # httpx is the hub library's own choice, and has another name in newer versions.
+    # The base class belongs to the HTTP library of the hub library, which depends on the version.
     http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
         hub_id, revision = split_revision(name)
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=LAYOUTS[part].files()))
         if not LAYOUTS[part].has_weights(folder):
-            # Some repositories hold pickles in full precision, and safetensors in half precision alone.
+            # Some repositories have pickles in full precision, and safetensors only in half precision.
             snapshot_download(hub_id, revision=revision, allow_patterns=LAYOUTS[part].half_files())
         if damaged is not None and damaged.is_relative_to(folder):
             again = damaged.relative_to(folder).as_posix()

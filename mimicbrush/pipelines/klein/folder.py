@@ -1,4 +1,4 @@
-"""Find and read the folder of a FLUX.2 klein run without loading it. Imports no torch, so that errors come at once.
+"""Find and read the folder of a FLUX.2 klein run without loading it. Imports no torch, so that errors come quickly.
 
 A folder contains ``imitation.json`` and, next to it, the embeddings of the prompt and either a plain LoRA file of
 diffusers (``pytorch_lora_weights.safetensors``), the whole base model (``base/``), or both.
@@ -23,17 +23,17 @@ from mimicbrush.pipelines.folder import IMITATION_FILE, check_components, is_kle
 from mimicbrush.pipelines.folder import PROMPT_FILE as PROMPT_FILE
 from mimicbrush.ranges import REFERENCES_RANGE
 
-#: What diffusers calls a LoRA file, and looks for in a folder.
+#: Name of a LoRA file that diffusers writes, and finds in a folder.
 LORA_FILE = "pytorch_lora_weights.safetensors"
-#: The base in a folder of its own: a toy, or what full training changed.
+#: Subfolder of a base model that is stored with the run: a toy model, or a fully trained one.
 BASE_FOLDER = "base"
-#: The canvas of a model that was not trained here: what diffusers' pipeline takes where nothing is said, px.
+#: Side of the canvas of a model that was not trained here: the default of diffusers' pipeline, px.
 KLEIN_SIZE_PX = 1024
-#: Pipelines of diffusers whose folders hold the networks that edit here.
+#: Pipelines of diffusers whose folders have the networks that are used here.
 KLEIN_CLASSES = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
 _NETWORK_CLASSES = {"transformer": "Flux2Transformer2DModel", "vae": "AutoencoderKLFlux2"}
 _FAMILY = "flux2_klein"
-_NO_BASE = "A LoRA file alone does not name its base model, so this one is taken. A run's folder names its own"
+_NO_BASE = "A LoRA file alone does not name its base model, so this one is used. The folder of a run names its base"
 _HUB_ID = re.compile(r"[A-Za-z0-9]\w*([.-]\w+)*/[A-Za-z0-9]\w*([.-]\w+)*")
 
 
@@ -43,14 +43,14 @@ class KleinImitation:
 
     Attributes:
         base: a repository of the hub; the absolute path of a folder; or `BASE_FOLDER`, which is next to the file.
-        revision: of the repository; None: whichever is there.
+        revision: revision of the repository; None: any that is on this machine.
         size_px: side of the square canvas, px.
-        prompt: the one text of all its training.
-        prompt_checksum: of its embeddings in `PROMPT_FILE`, see `models.flux2_klein.prompt.PromptEmbeddings`.
-        num_references: images to imitate in each sample.
-        version: of this project.
-        base_fingerprint: of a base model elsewhere, see `models.flux2_klein.files.fingerprint_klein`; None: of
-            `BASE_FOLDER`, and of older runs.
+        prompt: the prompt of all training samples.
+        prompt_checksum: checksum of the embeddings in `PROMPT_FILE`, see `models.flux2_klein.prompt`.
+        num_references: number of images to imitate in each sample.
+        version: version of this project.
+        base_fingerprint: see `models.flux2_klein.files.fingerprint_klein`; None if the base is in `BASE_FOLDER`, and
+            in older runs.
     """
 
     base: str
@@ -66,7 +66,7 @@ class KleinImitation:
         """Check every value.
 
         Raises:
-            InputError: names the value, and what it must be.
+            InputError: a value is wrong; the message names it, and says what it must be.
         """
         for name in ("base", "prompt", "prompt_checksum", "version"):
             _check_text(name, getattr(self, name))
@@ -89,7 +89,7 @@ def _check_text(name: str, value: object) -> None:
 
 
 def is_klein_base(folder: Path) -> bool:
-    """Whether a folder contains FLUX.2 klein as diffusers stores it; False for damaged ones, too."""
+    """Whether a folder contains FLUX.2 klein as diffusers stores it; False if its index is damaged."""
     try:
         return read_object(folder / "model_index.json").get("_class_name") in KLEIN_CLASSES
     except WeightsError:
@@ -100,7 +100,7 @@ def find_klein_folder(path: Path) -> Path | None:
     """Find the folder with the imitation.json that belongs to a path; None if there is none.
 
     Args:
-        path: that folder, its LoRA file, or the folder of a run, which leaves it in RUN/pipeline.
+        path: that folder, its LoRA file, or the folder of a run, which has it as RUN/pipeline.
     """
     for folder in (path, path / "pipeline", path.parent if is_lora_file(path) else path):
         if is_klein_folder(folder):
@@ -114,18 +114,18 @@ def is_klein(path: Path) -> bool:
 
 
 def is_lora_file(path: Path) -> bool:
-    """Whether a path is a file that `check_klein` takes as a LoRA; it may hold something else."""
+    """Whether a path is a file that `check_klein` reads as a LoRA; its content is not checked."""
     return path.suffix == ".safetensors" and path.is_file()
 
 
 def check_klein(path: Path) -> None:
-    """Check that `flux2_klein.open_klein` can be expected to open a path; quick, nothing heavy is imported.
+    """Check quickly that `flux2_klein.open_klein` should be able to open a path; nothing heavy is imported.
 
     Args:
         path: see `is_klein`.
 
     Raises:
-        InputError, WeightsError: it is not whole or damaged, or its base model is not on this machine; says what to do.
+        InputError, WeightsError: it is incomplete or damaged, or its base model is not on this machine.
     """
     folder = find_klein_folder(path)
     imitation = None if folder is None else read_imitation(folder)
@@ -138,16 +138,16 @@ def check_klein(path: Path) -> None:
 
 
 def read_imitation(folder: Path, *, deep: bool = False) -> KleinImitation:
-    """Read `IMITATION_FILE` of a folder, and check it and the files that it states.
+    """Read `IMITATION_FILE` of a folder, and check it and the files that it lists.
 
     Args:
-        folder: that holds it.
+        folder: folder that contains it.
         deep: read every byte of the files; otherwise only their sizes are compared.
 
     Raises:
-        InputError: there is none, or the folder lacks one of its files.
-        WeightsError: it is damaged, was written for something else, or states values that no run writes; or a file is
-            not what was saved.
+        InputError: it does not exist, or the folder lacks one of its files.
+        WeightsError: it is damaged, belongs to another family of models, or has invalid values; or a file has changed
+            since it was saved.
     """
     file = folder / IMITATION_FILE
     if not file.is_file():
@@ -199,19 +199,19 @@ def _build_imitation(file: Path, stated: dict[str, Any]) -> KleinImitation:
 
 
 def format_imitation(imitation: KleinImitation, files: StoredFiles) -> dict[str, Any]:
-    """Format what `IMITATION_FILE` holds: what the weights were trained for, and the files next to it."""
+    """Format the content of `IMITATION_FILE`: what the weights were trained for, and the files next to it."""
     return {"family": _FAMILY, **asdict(imitation), FILES_KEY: files}
 
 
 def find_lora(path: Path, folder: Path | None) -> Path | None:
-    """Find the LoRA file that a path means; None where there is none.
+    """Find the LoRA file that a path means; None if there is none.
 
     Args:
         path: a folder, or the file itself.
         folder: see `find_klein_folder`.
 
     Raises:
-        InputError: the file lies in the folder of a run, and is another than that of the run.
+        InputError: the file is in the folder of a run, but it is not the LoRA of the run.
     """
     if folder is not None and path.is_file() and path.name != LORA_FILE:
         raise InputError(
@@ -226,14 +226,14 @@ def find_lora(path: Path, folder: Path | None) -> Path | None:
 
 
 def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Path:
-    """Find the folder of the base model of a LoRA; nothing is fetched.
+    """Find the folder of the base model of a LoRA; nothing is downloaded.
 
     Args:
-        imitation: of its folder; None: the published base.
-        folder: with the imitation.json.
+        imitation: imitation of its folder; None: use the published base.
+        folder: folder with the imitation.json.
 
     Raises:
-        WeightsError: it is not there; says what to do.
+        WeightsError: it is not on this machine; the message says what to do.
     """
     stated = KLEIN_HUB_ID if imitation is None else imitation.base
     if stated == BASE_FOLDER and folder is not None:
@@ -259,15 +259,15 @@ def find_klein_base(imitation: KleinImitation | None, folder: Path | None) -> Pa
 
 
 def check_base(imitation: KleinImitation | None, folder: Path | None, base: Path) -> None:
-    """Check that a base model is the one that a run was trained with; where nothing is stated, any is.
+    """Check that a base model is the one that a run was trained with; without a fingerprint, any is accepted.
 
     Args:
-        imitation: of the run.
-        folder: of the run.
+        imitation: imitation of the run.
+        folder: folder of the run.
         base: folder of the base model.
 
     Raises:
-        WeightsError: it is another one; says what to do.
+        WeightsError: it is another base model; the message says what to do.
     """
     stated = None if imitation is None else imitation.base_fingerprint
     if stated is not None and stated != fingerprint_klein(base):
@@ -281,8 +281,8 @@ def read_klein_base(folder: Path) -> dict[str, Any]:
     """Read the model_index.json of a base model, and check its classes before the libraries import and build them.
 
     Raises:
-        InputError: it holds no FLUX.2 klein.
-        WeightsError: its index or a config is damaged, or see `folder.check_components`.
+        InputError: the folder does not contain FLUX.2 klein.
+        WeightsError: its index or a config is damaged; or see `pipelines.folder.check_components`.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():

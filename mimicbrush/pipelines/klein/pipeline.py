@@ -1,7 +1,7 @@
 """FLUX.2 klein as an editor that imitates; it is called like a `MimicBrushPipeline`.
 
-The sequence is that of diffusers' `Flux2KleinPipeline(image=[holed source, reference 1, ...])`, and it is that pipeline
-which edits. So a LoRA that was trained here works without this project, too.
+Each edit is a call of diffusers' `Flux2KleinPipeline(image=[holed source, reference 1, ...])`. So a LoRA that was
+trained here also works without this project.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from mimicbrush.pipelines.klein.folder import KleinImitation
 from mimicbrush.pipelines.pipeline_output import MimicBrushPipelineOutput
 from mimicbrush.types import AttentionRecord
 
-#: Of the base model, as diffusers' pipeline has it; and of a model that was distilled to few steps.
+#: Default steps of the base model, as in diffusers' pipeline, and of a model that was distilled to few steps.
 KLEIN_STEPS, DISTILLED_STEPS = 50, 4
-#: Without training, as diffusers' pipeline has it. A trained model has seen one prompt alone, so guidance away from the
-#: empty one would only double its time.
+#: Default guidance without training, as in diffusers' pipeline, and with training. A trained model has seen only one
+#: prompt, so guidance away from the empty prompt would only double its time.
 UNTRAINED_GUIDANCE, TRAINED_GUIDANCE = 4.0, 1.0
 
-#: How images come onto their canvases, see `ops.canvas.letterbox`: training samples are made alike.
+#: How images are put onto their canvases, see `ops.canvas.letterbox`; training samples are made in the same way.
 _ORDER = "resize_then_pad"
 
 
@@ -149,7 +149,7 @@ class KleinPipeline:
         """Edit one image or a batch; the arguments are those of `MimicBrushPipeline.__call__`.
 
         Args:
-            source, mask: B of each.
+            source, mask: one of each, or B of each.
             reference: for one source: one image or several; for B sources: one for all, one per source, or a list for
                 each source; None: the model sees only the source with its hole.
             num_inference_steps, guidance_scale: None: `default_num_inference_steps`, `default_guidance_scale`. Guidance
@@ -162,7 +162,7 @@ class KleinPipeline:
             paste_back: paste the repainted region into the source at full size; pixels outside the mask stay exact.
             output_type: "latent" gives (B n, C, h, w), as the autoencoder decodes them.
             return_correspondence, attention_record: see `MimicBrushPipeline.__call__`.
-            callback_on_step_end: likewise; it gets the pipeline of diffusers, and its latents.
+            callback_on_step_end: see `MimicBrushPipeline.__call__`; it gets diffusers' pipeline, and its latents.
 
         Raises:
             InputError: images, masks, references or options are not valid, not supported or do not fit together.
@@ -191,7 +191,7 @@ class KleinPipeline:
         holed = to_uint8(blank_mask(squares, mask_px))  # (B, S, S, 3)
         references = self._place_references(reference, len(sources), reference_crop)  # B lists
 
-        # 3. Edit one source after the other: the pipeline shows the same images to all of its rows.
+        # 3. Edit one source after the other, because the pipeline shows the same images to all rows of a batch.
         results, correspondences = [], []
         options: dict[str, Any] = {
             "num_inference_steps": steps, "guidance_scale": guidance, "callback_on_step_end": callback_on_step_end
@@ -201,7 +201,7 @@ class KleinPipeline:
                 rows = slice(number * num_images_per_prompt, (number + 1) * num_images_per_prompt)
                 images = [Image.fromarray(each) for each in (holed[number], *(square for square, _ in shown))]
                 own = generator[rows] if isinstance(generator, list) else [generator] * num_images_per_prompt
-                for each in own:  # one after the other: each is what a call of its own would give
+                for each in own:  # one after the other, so that each result is that of a separate call
                     recorder = CorrespondenceRecorder(mask_px[number : number + 1].to(self.pipeline.device))
                     record = recorder if return_correspondence else attention_record
                     results.append(self._paint(images, mask_px[number, 0], record, generator=each, **options))
@@ -239,13 +239,13 @@ class KleinPipeline:
         guidance_scale: float,
         **sampling: Any,
     ) -> torch.Tensor:
-        """Call diffusers' pipeline once: the latents of one result, (1, C, h, w).
+        """Call diffusers' pipeline once; return the latents of one result, (1, C, h, w).
 
         Args:
             images: the source with its hole, then its references.
             mask: (S, S), 1 = repaint.
-            record: receives where the target looks.
-            guidance_scale, sampling: as the pipeline takes them.
+            record: the record of attention to fill; None: none.
+            guidance_scale, sampling: arguments of the pipeline.
         """
         embeds, empty_embeds = (
             each.to(self.pipeline.device, self.dtype) for each in (self.prompt.embeds, self.prompt.empty_embeds)
@@ -269,7 +269,7 @@ class KleinPipeline:
         if self.is_trained:
             options["image"] = images
         else:
-            # A token that the hole only touches is painted, too: half of it would stay black.
+            # A token that the hole only touches is painted, too; otherwise, a part of it would stay black.
             touched = F.adaptive_max_pool2d(mask[None, None], self.token_side)
             tokens = F.interpolate(touched, self.size_px)[0, 0].numpy()
             mask_image = Image.fromarray((tokens * 255).astype(np.uint8))
@@ -281,7 +281,7 @@ class KleinPipeline:
     def _place_references(
         self, reference: References | None, num_sources: int, crops: Box | list[Box | None] | None
     ) -> list[list[tuple[np.ndarray, Placement]]]:
-        """Letterbox the references of each source: squares (S, S, 3) uint8, and how each lies."""
+        """Letterbox the references of each source: squares (S, S, 3) uint8, with their placements."""
         lists = [[to_rgb_array(image) for image in each] for each in _list_references(reference, num_sources)]
         flat = [array for each in lists for array in each]
         boxes = iter(list_boxes(flat, crops))
@@ -295,9 +295,9 @@ class KleinPipeline:
 
 @contextmanager
 def _encode_once(vae: AutoencoderKLFlux2) -> Iterator[None]:
-    """Encode each image once meanwhile: diffusers' pipeline encodes all images anew for each of several results.
+    """Encode each image only once: diffusers' pipeline would encode all images again for each result.
 
-    It takes the mode of the latents, without noise, so that an image always has the same ones.
+    The pipeline takes the mode of the latents, without noise, so the latents of an image are always the same.
     """
     encode, encoded = vae.encode, dict[bytes, Any]()
 
@@ -311,11 +311,11 @@ def _encode_once(vae: AutoencoderKLFlux2) -> Iterator[None]:
     try:
         yield
     finally:
-        del vae.encode  # the method of the class is there again
+        del vae.encode  # this restores the method of the class
 
 
 def _list_references(reference: References | None, num_sources: int) -> list[list[ImageInput]]:
-    """List the references of each source, or those of all, a single list; see `KleinPipeline.__call__`."""
+    """List the references of each source, or one list for all sources; see `KleinPipeline.__call__`."""
     if reference is None:
         return [[]]
     lists = group_references(reference, num_sources)
