@@ -327,6 +327,12 @@ def test_a_server_that_names_no_size_must_send_that_of_the_list(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_column_of_any_name_is_no_cell_too_many(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"None,{HEADER}more,a.mp4,https://example.org/a.mp4,CC0 1.0,Ada,,,,\n")
+    (clip,) = read_clip_list(tmp_path / "list.csv")
+    assert clip.path == "a.mp4" and clip.attribution == "Ada"
+
+
 def test_answers_that_nobody_can_read_are_failures_and_other_versions_are_not_joined(
     tmp_path: Path, videos: list[bytes], server: FileServer
 ) -> None:

@@ -191,6 +191,25 @@ def test_files_that_belong_to_nothing(folder: Path) -> None:
         assert any(fault.startswith(f"{name}: ") for fault in found), name
 
 
+@pytest.mark.parametrize("ignored", [[], 3, "no", None])
+def test_a_summary_of_another_kind(ignored: object, folder: Path) -> None:
+    path = folder / "out/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ignored": ignored}))
+    assert any(fault.startswith("summary.json: ") for fault in faults(folder))
+
+
+def test_a_photograph_whose_name_no_file_can_have(folder: Path) -> None:
+    part = next(
+        path
+        for path in sorted((folder / "out/manifest").glob("*.parquet"))
+        if "loose.jpg" in pq.read_table(path)["file"].to_pylist()
+    )
+    rows = pq.read_table(part).to_pylist()
+    changed = [values | ({"file": "loose\0.jpg"} if values["file"] == "loose.jpg" else {}) for values in rows]
+    _write_part(folder / "out", changed, part.stem.removeprefix("part-"))
+    assert any("file 'loose\\x00.jpg'" in fault for fault in faults(folder))
+
+
 def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
     """Each with a hash in the marker that fits, as if the miner itself had been wrong."""
     part = folder / "out/manifest/part-000000.parquet"
@@ -215,8 +234,8 @@ def test_a_row_that_says_what_is_not_so(folder: Path) -> None:
         assert any(said in fault for fault in found), (change, found)
 
 
-def _write_part(root: Path, rows: list[dict[str, object]]) -> None:
-    part, marker = root / "manifest/part-000000.parquet", root / "markers/shard-000000.json"
+def _write_part(root: Path, rows: list[dict[str, object]], number: str = "000000") -> None:
+    part, marker = root / f"manifest/part-{number}.parquet", root / f"markers/shard-{number}.json"
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part)
     content = json.loads(marker.read_text()) | {"part_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
     marker.write_text(json.dumps(content))

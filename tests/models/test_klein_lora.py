@@ -85,6 +85,18 @@ def test_another_kind_of_lora_is_refused(tmp_path: Path) -> None:
         convert_lora_for_comfyui(tmp_path / "half.safetensors", tmp_path / "theirs.safetensors")
 
 
+@pytest.mark.parametrize(("a", "b"), [((0, 8), (8, 0)), ((2, 8), (8, 3)), ((), ()), ((2, 8), (8,))])
+def test_a_lora_whose_sides_do_not_fit_is_refused(a: tuple[int, ...], b: tuple[int, ...], tmp_path: Path) -> None:
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(a), f"{layer}.lora_B.weight": torch.ones(b)},
+        tmp_path / "lora.safetensors",
+    )
+    with pytest.raises(WeightsError, match=r"to_q has lora_A .* expected \(rank, inputs\) and \(outputs, rank\)"):
+        convert_lora_for_comfyui(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_the_command_converts_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -331,6 +331,7 @@ def test_a_config_of_wrong_types_is_refused_or_fits(
         ("unet", b" " * (17 << 20)),
         ("unet", {"layers_per_block": 10**9}),
         ("unet", {"layers_per_block": 1e300}),
+        ("unet", {"layers_per_block": 10**400}),
         ("unet", {"block_out_channels": [64] * 2000}),
         ("unet", {"block_out_channels": "wide"}),
         ("unet", {"block_out_channels": [10**19, 10**19]}),

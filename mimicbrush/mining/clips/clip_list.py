@@ -22,6 +22,8 @@ _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
 _LONGEST_PART = 200
 _SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")
+#: Key of the cells beyond the header; no real column has a NUL in its name.
+_MORE_CELLS = "\0more cells"
 #: Licences, and where their text is.
 LICENCE_TEXTS = {
     "CC0 1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
@@ -74,7 +76,7 @@ def read_clip_list(path: Path) -> list[Clip]:
         raise InputError(f"there is no list {path}; give a CSV file with the columns {', '.join(_NEEDED)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
+            reader = csv.DictReader(file, restkey=_MORE_CELLS, restval="", strict=True)
             columns = list(reader.fieldnames or [])
             if twice := sorted({name for name in columns if columns.count(name) > 1}):
                 raise InputError(f"{path} has the column {make_storable(twice[0])!r} twice; remove one")
@@ -108,7 +110,7 @@ def _build_clip(row: Mapping[str, str], where: str) -> Clip:
     # Without line breaks: the file of the authors has one line for each clip.
     clip = Clip(**values | {name: " ".join(values[name].split()) for name in ("licence", "attribution")})
     clip = replace(clip, sha256=clip.sha256.lower())
-    if "None" in row:
+    if _MORE_CELLS in row:
         raise InputError(f"{where}: more cells than in the header; put quotes around cells with commas")
     if absent := [name for name in _NEEDED if not getattr(clip, name)]:
         raise InputError(

@@ -339,7 +339,7 @@ class _ShardReading:
             return None
         own = self._name(self.paths.tar)
         path = root / file
-        if (suffix and file != own) or not path.resolve().is_relative_to(root.resolve()):
+        if (suffix and file != own) or "\0" in file or not path.resolve().is_relative_to(root.resolve()):
             self._add_fault(self._name(self.paths.part), f"file {file!r}", own if suffix else f"inside {root}", pair_id)
             return None
         remedy = self._choose_remedy(values)

@@ -133,6 +133,11 @@ def _read_pairs(file: Path) -> LoraPairs:
         pairs = {}
         for layer in layers:
             a, b = (opened.get_tensor(f"{layer}.{half}.weight") for half in ("lora_A", "lora_B"))
+            if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not len(a):
+                raise WeightsError(
+                    f"{file}: {make_storable(layer)} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}, expected "
+                    "(rank, inputs) and (outputs, rank); train the LoRA again"
+                )
             scaled = b.float() * (_read_alpha(file, config, a.shape[0]) / a.shape[0])
             pairs[layer.removeprefix(_PREFIX)] = a, scaled.to(b.dtype)
     return pairs
