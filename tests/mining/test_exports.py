@@ -22,6 +22,7 @@ from mimicbrush.cli import pairs as command
 from mimicbrush.data.dataset import FixedViewDataset, Sample
 from mimicbrush.data.manifest import read_manifest, split_pairs
 from mimicbrush.data.options import DataOptions, MaskOptions
+from mimicbrush.data.pair import Pair
 from mimicbrush.data.pair_sources import load_pair_sources
 from mimicbrush.errors import DataError, InputError
 from mimicbrush.mining.exports import parts
@@ -242,6 +243,29 @@ def test_pairs_that_could_not_be_read_are_read_again(few: Path, tmp_path: Path) 
     assert export(folder, tmp_path / "out", options)["written"] == {"train": 4, "heldout": 4}
     export(folder, tmp_path / "whole", options)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_pair_that_has_become_unreadable_leaves_no_files(few: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "pairs", options_of("diffsynth", views=1)
+    shutil.copytree(few, folder)
+    export(few, tmp_path / "whole", options)
+    train = {row["pair_id"] for (split, _), row in read_records(tmp_path / "whole").items() if split == "train"}
+    first, second = [pair for pair in read_manifest(few) if pair.pair_id in train and pair.kind == "video"][:2]
+
+    def damage(pair: Pair) -> None:
+        path = folder / pair.a_file.relative_to(few)
+        data = bytearray(pair.a_file.read_bytes())
+        data[pair.a_span[0] : sum(pair.a_span)] = bytes(pair.a_span[1])
+        path.write_bytes(data)
+
+    damage(first)
+    assert export(folder, tmp_path / "out", options)["refused"] == {"unreadable": 1}
+    shutil.copyfile(first.a_file, folder / first.a_file.relative_to(few))
+    damage(second)
+    assert export(folder, tmp_path / "out", options)["refused"] == {"unreadable": 1}
+    assert verify_export(tmp_path / "out", progress=False)[0] == []
+    export(folder, tmp_path / "anew", options)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "anew")
 
 
 def test_a_full_disk_is_named_and_the_same_command_goes_on(

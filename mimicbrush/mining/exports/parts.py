@@ -135,8 +135,12 @@ class ExportFolder:
         """Write the files of a part and then its marker; return the marker."""
         files = join_files(part, exported, FORMATS[self.settings["format"]].in_tars)
         marker = self.marker_path(part.name)
+        # A pair that an earlier run could read may be unreadable now. A trainer would still find its files.
+        outdated = [file for file in (self.read_marker(part.name) or {"files": {}})["files"] if file not in files]
+        write_json(self.path / _BEGUN_FILE, {"name": part.name, "files": [*files, *outdated]})
         marker.unlink(missing_ok=True)
-        write_json(self.path / _BEGUN_FILE, {"name": part.name, "files": list(files)})
+        for file in outdated:
+            path_inside(self.path, file).unlink(missing_ok=True)
         for folder in {(self.path / file).parent for file in files}:
             folder.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
