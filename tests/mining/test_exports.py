@@ -268,6 +268,21 @@ def test_a_pair_that_has_become_unreadable_leaves_no_files(few: Path, tmp_path: 
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "anew")
 
 
+def test_a_split_that_has_lost_all_samples_leaves_no_list(few: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "pairs", options_of("diffsynth", views=1)
+    shutil.copytree(few, folder)
+    export(folder, tmp_path / "out", options)
+    lists = sorted(path.name for path in (tmp_path / "out/heldout").iterdir() if path.is_file())
+    samples = sorted(path for path in (tmp_path / "out/heldout").rglob("*") if path.is_file())
+    assert lists
+    shutil.rmtree(folder / "shards")
+    samples[-1].unlink()  # so that the part is written again
+    next(path for path in samples if path.name not in lists).unlink(missing_ok=True)
+    assert export(folder, tmp_path / "out", options)["written"]["heldout"] == 0  # type: ignore[index]
+    assert not any(path.is_file() for path in (tmp_path / "out/heldout").rglob("*"))
+    assert verify_export(tmp_path / "out", progress=False)[0] == []
+
+
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

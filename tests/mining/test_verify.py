@@ -191,7 +191,7 @@ def test_files_that_belong_to_nothing(folder: Path) -> None:
         assert any(fault.startswith(f"{name}: ") for fault in found), name
 
 
-@pytest.mark.parametrize("ignored", [[], 3, "no", None])
+@pytest.mark.parametrize("ignored", [[], 3, "no", None, [[1, 2], ["a", 3]]])
 def test_a_summary_of_another_kind(ignored: object, folder: Path) -> None:
     path = folder / "out/summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ignored": ignored}))

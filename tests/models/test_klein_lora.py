@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from toy_klein import add_lora, build_klein, write_toy_klein
@@ -95,6 +96,27 @@ def test_a_lora_whose_sides_do_not_fit_is_refused(a: tuple[int, ...], b: tuple[i
     with pytest.raises(WeightsError, match=r"to_q has lora_A .* expected \(rank, inputs\) and \(outputs, rank\)"):
         convert_lora_for_comfyui(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(("k_inputs", "k_outputs"), [(6, 8), (8, 6)])
+def test_layers_that_become_one_must_be_equally_wide(k_inputs: int, k_outputs: int, tmp_path: Path) -> None:
+    layer = "transformer.transformer_blocks.0.attn"
+    sides = {"to_q": (8, 8), "to_k": (k_inputs, k_outputs)}
+    tensors = {f"{layer}.{name}.lora_A.weight": torch.ones(2, inputs) for name, (inputs, _) in sides.items()}
+    tensors |= {f"{layer}.{name}.lora_B.weight": torch.ones(outputs, 2) for name, (_, outputs) in sides.items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(WeightsError, match=r"to_q and the layers beside it have sides of .* expected equal widths"):
+        convert_lora_for_comfyui(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("alpha", ["1" + 400 * "0", "NaN", "Infinity", "-1e300"])
+def test_an_alpha_that_no_float_can_hold_is_refused(alpha: str, tmp_path: Path) -> None:
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: f'{{"transformer.lora_alpha": {alpha}}}'}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata)
+    with pytest.raises(WeightsError):
+        convert_lora_for_comfyui(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
 
 
 def test_the_command_converts_a_run(

@@ -22,7 +22,7 @@ _OWN_NAMES = (LIST_NAME, CREDITS_NAME, PINS_NAME)
 _LONGEST_PART = 200
 _SIZE = re.compile(r"[0-9]{1,18}")
 _NEEDED = ("path", "url", "licence", "attribution")
-#: Key of the cells beyond the header; no real column has a NUL in its name.
+#: Key of the cells beyond the header: a name that no sensible column has.
 _MORE_CELLS = "\0more cells"
 #: Licences, and where their text is.
 LICENCE_TEXTS = {

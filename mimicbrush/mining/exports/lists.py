@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimicbrush.io.atomic import write_aside
+from mimicbrush.io.atomic import path_inside, write_aside
 from mimicbrush.io.hashing import hash_file
 from mimicbrush.mining.exports.formats.layout import Record, SplitList, write_json_lines
 from mimicbrush.mining.exports.formats.registry import FORMATS
-from mimicbrush.mining.exports.parts import RECORDS, ExportFolder, write_sealed
+from mimicbrush.mining.exports.parts import RECORDS, ExportFolder, read_sealed, write_sealed
 from mimicbrush.mining.exports.plan import SPLITS, ExportPlan, ExportSplit
 
 LICENCES_FILE = "LICENCES.txt"
@@ -50,12 +50,24 @@ def write_export_lists(folder: ExportFolder, plan: ExportPlan, names: Sequence[s
     texts[LICENCES_FILE] = _describe_licences(origins)
     for name, pieces in texts.items():
         _write_text(folder.path / name, pieces)
+    _remove_outdated_lists(folder, texts)
     summary = count_export(plan.num_pairs, plan.num_outside_band, rows)
     summary["bytes"] = sum(size for name in names for size, _ in _read(folder, name)["files"].values())
     summary["parts"] = sorted(names)
     summary["lists"] = {name: hash_file(folder.path / name) for name in texts}
     write_sealed(folder.path / SUMMARY_FILE, summary)
     return summary
+
+
+def _remove_outdated_lists(folder: ExportFolder, names: Collection[str]) -> None:
+    """Remove lists of an earlier run that are not written any more, because their split has lost its last sample."""
+    try:
+        earlier = read_sealed(folder.path / SUMMARY_FILE)["lists"]
+    except (OSError, ValueError):  # no earlier run has finished, or its summary is damaged
+        return
+    for name in earlier:
+        if name not in names:
+            path_inside(folder.path, name).unlink(missing_ok=True)
 
 
 def count_export(num_pairs: int, num_outside_band: int, rows: Iterable[tuple[str, Record]]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class ExportOptions:
     def find_caption(self, source_path: str) -> str:
         """Find the caption of a mined file; "" if there is none.
 
-        If a path is not listed, its nearest listed parent is used, such as the tar of a photograph.
+        If a path is not listed or has an empty caption, its nearest listed parent is used, such as the tar
+        of a photograph.
         """
         path = source_path
         while self.captions and path:

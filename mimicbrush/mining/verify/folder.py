@@ -209,7 +209,9 @@ def _check_summary(root: Path, plan: Plan | None) -> Iterator[ShardFault]:
     path = root / SUMMARY_NAME
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        ignored = dict(summary["ignored"])
+        ignored = summary["ignored"]
+        if not isinstance(ignored, dict):
+            raise TypeError("ignored is not an object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield ShardFault(SUMMARY_NAME, "", f"cannot be read ({error})", "the counts of manifest/", _MINE_AGAIN)
         return

@@ -95,18 +95,25 @@ def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
             parts = [each.format(number) for each in ([names] if isinstance(names, str) else names)]
             if present := [part for part in parts if part in left]:
                 sides = {part: left.pop(part) for part in present}
-                renamed[new.format(number)] = sides[parts[0]] if len(parts) == 1 else _join(parts, sides)
+                renamed[new.format(number)] = sides[parts[0]] if len(parts) == 1 else _join(parts, sides, source)
     if left:
         layer = make_storable(next(iter(left)))
         raise WeightsError(f"{source}: {layer} has no counterpart in ComfyUI; train a LoRA without this layer")
     return renamed
 
 
-def _join(parts: list[str], pairs: LoraPairs) -> LoraPair:
+def _join(parts: list[str], pairs: LoraPairs, source: Path) -> LoraPair:
     """Join the pairs of layers that become one layer; for layers without a LoRA, the rows of B are 0."""
     width = next(iter(pairs.values()))[1].shape[0]  # queries, keys and values are equally wide
+    present = [pairs[part] for part in parts if part in pairs]
+    if len({a.shape[1] for a, _ in present}) > 1 or any(b.shape[0] != width for _, b in present):
+        shapes = ", ".join(f"{tuple(a.shape)} and {tuple(b.shape)}" for a, b in present)
+        raise WeightsError(
+            f"{source}: {make_storable(parts[0])} and the layers beside it have sides of {shapes}, expected equal "
+            "widths; train the LoRA again"
+        )
     ranks = [pairs[part][0].shape[0] if part in pairs else 0 for part in parts]
-    joined_a = torch.cat([pairs[part][0] for part in parts if part in pairs])
+    joined_a = torch.cat([a for a, _ in present])
     joined_b = torch.zeros(len(parts) * width, sum(ranks), dtype=joined_a.dtype)
     for number, part in enumerate(parts):
         if part in pairs:
@@ -152,6 +159,6 @@ def _read_alpha(file: Path, config: Any, rank: int) -> float:
         if facts.get(name):
             raise WeightsError(f"{file} was trained with {name}, which has no counterpart in ComfyUI's LoRA files")
     alpha = facts.get("lora_alpha", rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
         raise DamagedFileError(file, f"its metadata has lora_alpha={make_storable(str(alpha), 100)}, expected a number")
     return alpha

@@ -244,5 +244,5 @@ def check_config_counts(config: object, file: object) -> None:
                 )
             waiting += ((key, each) for each in value)
         elif isinstance(value, int | float) and any(word in key for word in ("layers", "labels")) and value > MAX_COUNT:
-            shown = f"{value:.6g}" if value < 1e300 else "more than 1e+300"  # a Python int may be too large for a float
+            shown = f"{value:.6g}" if value < 1e300 else "at least 1e+300"  # a Python int may be too large for a float
             raise WeightsError(f"{file} has {make_storable(f'{key}={shown}')}, expected at most {MAX_COUNT:,}")
