@@ -115,7 +115,7 @@ def test_an_alpha_that_no_float_can_hold_is_refused(alpha: str, tmp_path: Path) 
     tensors = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: f'{{"transformer.lora_alpha": {alpha}}}'}
     save_file(tensors, tmp_path / "lora.safetensors", metadata)
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match=r"its metadata (has lora_alpha=.*, expected a number below|cannot be read)"):
         convert_lora_for_comfyui(tmp_path / "lora.safetensors", tmp_path / "out.safetensors")
 
 

@@ -53,6 +53,8 @@ COMFYUI_NAMES: dict[str | tuple[str, ...], str] = {
 }
 _PREFIX, _COMFYUI_PREFIX = "transformer.", "diffusion_model."
 _NUMBER = re.compile(r"(?<=blocks\.)\d+")
+#: No alpha reaches this: alpha / rank multiplies weights in half precision.
+_MAX_ALPHA = 1e30
 
 #: A (rank, in) and B (out, rank) of a layer; and layer -> its pair.
 LoraPair = tuple[torch.Tensor, torch.Tensor]
@@ -86,7 +88,7 @@ def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
         source: path of the file, for errors.
 
     Raises:
-        WeightsError: a layer has no counterpart.
+        WeightsError: a layer has no counterpart, or layers that become one have different widths.
     """
     left, renamed = dict(pairs), {}
     numbers = sorted({found.group() for name in pairs if (found := _NUMBER.search(name))}, key=int)
@@ -103,7 +105,14 @@ def rename_for_comfyui(pairs: LoraPairs, source: Path) -> LoraPairs:
 
 
 def _join(parts: list[str], pairs: LoraPairs, source: Path) -> LoraPair:
-    """Join the pairs of layers that become one layer; for layers without a LoRA, the rows of B are 0."""
+    """Join the pairs of layers that become one layer; for layers without a LoRA, the rows of B are 0.
+
+    Returns:
+        A (sum of the ranks, in) and B (number of parts x out, sum of the ranks).
+
+    Raises:
+        WeightsError: the layers have different widths.
+    """
     width = next(iter(pairs.values()))[1].shape[0]  # queries, keys and values are equally wide
     present = [pairs[part] for part in parts if part in pairs]
     if len({a.shape[1] for a, _ in present}) > 1 or any(b.shape[0] != width for _, b in present):
@@ -159,6 +168,7 @@ def _read_alpha(file: Path, config: Any, rank: int) -> float:
         if facts.get(name):
             raise WeightsError(f"{file} was trained with {name}, which has no counterpart in ComfyUI's LoRA files")
     alpha = facts.get("lora_alpha", rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-        raise DamagedFileError(file, f"its metadata has lora_alpha={make_storable(str(alpha), 100)}, expected a number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _MAX_ALPHA:
+        shown = make_storable(str(alpha), 100)
+        raise DamagedFileError(file, f"its metadata has lora_alpha={shown}, expected a number below {_MAX_ALPHA:g}")
     return alpha
