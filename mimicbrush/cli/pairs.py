@@ -222,10 +222,11 @@ def export_for_trainer(arguments: argparse.Namespace) -> None:
         )
         print(f"{arguments.output / REFUSED_FILE} says why pairs were refused{again}")
     if left := summary["not_written_yet"]:
+        is_empty = not sum(summary["samples"].values())
         print(
             f"stopped: more samples would need more than --max-gib {arguments.max_gib:g}; {left} pairs are not "
-            "written. The dataset can already be used. To continue, run the same command with a larger --max-gib, or "
-            "without it"
+            f"written. {'There are no samples yet' if is_empty else 'The dataset can already be used'}. To continue, "
+            "run the same command with a larger --max-gib, or without it"
         )
 
 

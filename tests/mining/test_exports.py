@@ -498,6 +498,7 @@ def test_the_command_exports_stops_goes_on_and_verifies(
     assert run(monkeypatch, *line, "--no-progress", "--max-gib", 1e-9) == 0
     said = capsys.readouterr().out
     assert "of 8 pairs, 0 pairs as 0 samples in train/" in said and "run the same command with a larger --max" in said
+    assert "There are no samples yet. To continue, run" in said
     assert run(monkeypatch, *line, "--no-progress") == 0
     said = capsys.readouterr()
     assert "of 8 pairs, 4 pairs as 8 samples in train/, 4 pairs as 8" in said.out and said.err == ""
